@@ -1,0 +1,52 @@
+"""Samples from a folder, streamed: one file and the samples of a batch are in memory at a time.
+
+A folder holds files of one of these formats, used in the order of their names:
+
+- ``*.npz``: arrays by input name; a key ``label`` (unless an input is called so) holds labels,
+- ``*.npy``: the only input of a model with one input,
+- ``test_data_set_*/input_N.pb``: tensors, one per input in the model's order; ``output_N.pb``
+  beside them are ignored.
+
+What a sample is depends on the model's inputs:
+
+==============================================  ==================================================
+first dimension of all inputs                   samples of a file
+==============================================  ==================================================
+dynamic, with the same symbol (or all unnamed)  n samples along axis 0, if all arrays of the file,
+                                                the label too, have first size n; several can be
+                                                run at once
+the same static size d                          n / d samples of d rows each, if all arrays have
+                                                the same first size n, a multiple of d; each is
+                                                run on its own
+anything else                                   one, the arrays as they are, run on its own
+==============================================  ==================================================
+
+In a file with one sample the label may be a single number.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from exprune_cli.data.dataset import Batch, DataSet, _Folder, digest_of
+from exprune_cli.data.layout import read_inputs
+
+__all__ = ["Batch", "DataSet", "digest_of", "open_data"]
+
+
+def open_data(path: str | os.PathLike[str], proto: onnx.ModelProto) -> DataSet:
+    """Opens a folder of samples for a model: the headers of all files are checked at once.
+
+    Args:
+        path: The folder.
+        proto: The model that is to be fed.
+
+    Raises:
+        ExpruneError: The folder or one of its files does not fit; the message says which.
+    """
+    folder = _Folder(Path(path), read_inputs(proto))
+    return DataSet(folder, np.arange(folder.starts[-1], dtype=np.int64))

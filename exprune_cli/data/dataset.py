@@ -1,0 +1,275 @@
+"""A set of samples in files: counted at once, read when needed, never whole in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from exprune_cli.data.files import list_files, read_arrays, read_headers
+from exprune_cli.data.keys import stream_keys
+from exprune_cli.data.layout import LABEL, Header, Input, Layout, sample_layout
+from exprune_cli.errors import ExpruneError, UsageError
+
+#: Samples that are looked at together when only their digests are wanted.
+_READ_AHEAD = 64
+
+
+@dataclass
+class Batch:
+    """Samples that are run together.
+
+    Attributes:
+        feeds: Arrays by input name.
+        label: The labels, one per sample or as the file has them; None without.
+        count: Samples in the batch.
+        ids: ``[count]`` uint64: digests of the samples.
+        where: The file, or the first and the last file, for messages.
+    """
+
+    feeds: dict[str, np.ndarray]
+    label: np.ndarray | None
+    count: int
+    ids: np.ndarray
+    where: str
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    headers: Mapping[str, Header]
+    layout: Layout
+
+
+class _Folder:
+    """What all subsets of a folder share: its files, and the sample digests known so far."""
+
+    def __init__(self, path: Path, inputs: Sequence[Input]) -> None:
+        self.path = path
+        self.inputs = inputs
+        self.files: list[_File] = []
+        for file in list_files(path, inputs):
+            headers = read_headers(file, inputs)
+            self.files.append(_File(file, headers, sample_layout(inputs, headers, str(file))))
+        names = {value.name for value in inputs}
+        labelled = [LABEL not in names and LABEL in file.headers for file in self.files]
+        self.has_labels = all(labelled)
+        if any(labelled) and not self.has_labels:
+            odd = self.files[labelled.index(False)].path
+            raise ExpruneError(f"{odd}: has no '{LABEL}', but other files have: label all of them or none")
+        self.starts = np.cumsum([0, *(file.layout.samples for file in self.files)])
+        self.ids = np.zeros(self.starts[-1], np.uint64)
+        self.known = np.zeros(self.starts[-1], bool)
+
+
+class DataSet:
+    """The samples of a folder, or some of them, always in the folder's order."""
+
+    def __init__(self, folder: _Folder, index: np.ndarray) -> None:
+        """Args:
+        folder: The files.
+        index: ``[n]`` ascending: which of the folder's samples belong to the set.
+        """
+        self._folder = folder
+        self._index = index
+
+    def __len__(self) -> int:
+        """Samples in the set."""
+        return len(self._index)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the samples carry labels."""
+        return self._folder.has_labels
+
+    @property
+    def ids(self) -> np.ndarray:
+        """``[n]`` uint64: a digest of every sample's inputs.
+
+        Equal inputs have equal digests, in whatever file they are. Reads what no pass has read.
+        """
+        missing = self._index[~self._folder.known[self._index]]
+        if len(missing):
+            for _ in DataSet(self._folder, missing)._pieces(_READ_AHEAD):
+                pass
+        return self._folder.ids[self._index]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the samples' digests, in order."""
+        return digest_of(self.ids)
+
+    def batches(self, batch_size: int = 1) -> Iterator[Batch]:
+        """Reads every file once, in order.
+
+        Batches hold ``batch_size`` samples, fewer where shapes change, at the end, and always
+        one where samples cannot be run together.
+
+        Raises:
+            ExpruneError: A file cannot be read.
+        """
+        if batch_size < 1:
+            raise UsageError(f"a batch of {batch_size} samples is not possible: give 1 or more")
+        pending: list[_Piece] = []
+        held = 0
+        for piece in self._pieces(batch_size):
+            if pending and piece.signature != pending[0].signature:
+                yield _join(pending)
+                pending, held = [], 0
+            rest: _Piece | None = piece
+            while rest is not None:
+                head, rest = rest.cut(batch_size - held)
+                held += len(head.ids)
+                full = held == batch_size or head.signature is None
+                pending.append(head)
+                if full:
+                    yield _join(pending)
+                    pending, held = [], 0
+        if pending:
+            yield _join(pending)
+
+    def take(self, n: int, seed: int) -> DataSet:
+        """``n`` random samples (all, if there are fewer), in the folder's order.
+
+        Raises:
+            UsageError: ``n`` is not positive.
+        """
+        if n < 1:
+            raise UsageError(f"cannot take {n} samples: give 1 or more")
+        return self if n >= len(self) else self._subset(self._shuffled(seed, "take")[:n])
+
+    def split(self, fraction: float, seed: int) -> tuple[DataSet, DataSet]:
+        """Two disjoint random sets that together are this one; ``fraction`` goes to the first.
+
+        Raises:
+            UsageError: ``fraction`` is not between 0 and 1.
+            ExpruneError: There are fewer than two samples: neither side may be empty.
+        """
+        if not 0 < fraction < 1:
+            raise UsageError(f"cannot split at {fraction:g}: give a fraction between 0 and 1")
+        if len(self) < 2:
+            raise ExpruneError(
+                f"{self._folder.path}: has {len(self)} samples to split: at least 2 are needed"
+            )
+        size = min(max(round(fraction * len(self)), 1), len(self) - 1)
+        shuffled = self._shuffled(seed, "split")
+        return self._subset(shuffled[:size]), self._subset(shuffled[size:])
+
+    def without(self, ids: np.ndarray) -> DataSet:
+        """The samples whose digests are not among ``ids``; may be empty."""
+        return DataSet(self._folder, self._index[~np.isin(self.ids, ids)])
+
+    def _shuffled(self, seed: int, purpose: str) -> np.ndarray:
+        keys = stream_keys(seed, purpose, self._index)
+        return np.argsort(keys, kind="stable")
+
+    def _subset(self, positions: np.ndarray) -> DataSet:
+        return DataSet(self._folder, self._index[np.sort(positions)])
+
+    def _pieces(self, batch_size: int) -> Iterator[_Piece]:
+        """The set's samples, file by file; single ones where they cannot be run together."""
+        starts = self._folder.starts
+        owners = np.searchsorted(starts, self._index, side="right") - 1
+        for owner in np.unique(owners):
+            # A generator of its own: its arrays are gone before the next file is read.
+            yield from self._pieces_of(owner, self._index[owners == owner] - starts[owner], batch_size)
+
+    def _pieces_of(self, owner: int, rows: np.ndarray, batch_size: int) -> Iterator[_Piece]:
+        folder = self._folder
+        file = folder.files[owner]
+        arrays = read_arrays(file.path, folder.inputs, file.headers)
+        label = arrays.pop(LABEL) if folder.has_labels else None
+        if label is not None and not label.shape:
+            label = label.reshape(1)
+        step = batch_size if file.layout.together else 1
+        for start in range(0, len(rows), step):
+            chosen = rows[start : start + step]
+            feeds = {name: _rows(array, chosen, file.layout) for name, array in arrays.items()}
+            yield _Piece(
+                feeds=feeds,
+                label=None if label is None else _rows(label, chosen, file.layout),
+                ids=self._identify(feeds, chosen + folder.starts[owner], file.layout),
+                signature=_signature(feeds, label) if file.layout.together else None,
+                names=[_name(file, sample) for sample in chosen],
+            )
+
+    def _identify(self, feeds: Mapping[str, np.ndarray], index: np.ndarray, layout: Layout) -> np.ndarray:
+        folder = self._folder
+        for place, sample in enumerate(index):
+            if not folder.known[sample]:
+                one = feeds
+                if layout.together:
+                    one = {name: array[place : place + 1] for name, array in feeds.items()}
+                folder.ids[sample] = _digest(one)
+        folder.known[index] = True
+        return folder.ids[index]
+
+
+@dataclass
+class _Piece:
+    """Samples of one file; ``signature`` is equal for those that fit into one batch, None for none."""
+
+    feeds: dict[str, np.ndarray]
+    label: np.ndarray | None
+    ids: np.ndarray
+    signature: tuple | None
+    names: list[str]
+
+    def cut(self, size: int) -> tuple[_Piece, _Piece | None]:
+        """The first ``size`` samples, and the rest if there is one."""
+        if self.signature is None or len(self.ids) <= size:
+            return self, None
+        return self._part(slice(None, size)), self._part(slice(size, None))
+
+    def _part(self, part: slice) -> _Piece:
+        feeds = {name: array[part] for name, array in self.feeds.items()}
+        label = None if self.label is None else self.label[part]
+        return _Piece(feeds, label, self.ids[part], self.signature, self.names[part])
+
+
+def digest_of(ids: np.ndarray) -> str:
+    """SHA-256 (hex) over sample digests, 8 little-endian bytes each."""
+    return hashlib.sha256(np.ascontiguousarray(ids, "<u8").tobytes()).hexdigest()
+
+
+def _name(file: _File, sample: int) -> str:
+    return f"{file.path}, sample {sample}" if file.layout.samples > 1 else str(file.path)
+
+
+def _rows(array: np.ndarray, chosen: np.ndarray, layout: Layout) -> np.ndarray:
+    """Some samples: a copy, so that they do not keep the whole file in memory."""
+    if layout.rows is None or len(chosen) == layout.samples:
+        return array
+    first, last = chosen[0] * layout.rows, (chosen[-1] + 1) * layout.rows
+    return array[first:last].copy() if last - first == len(chosen) * layout.rows else array[chosen]
+
+
+def _signature(feeds: Mapping[str, np.ndarray], label: np.ndarray | None) -> tuple:
+    arrays = [*feeds.values()] if label is None else [*feeds.values(), label]
+    return tuple((array.dtype, array.shape[1:]) for array in arrays)
+
+
+def _digest(feeds: Mapping[str, np.ndarray]) -> np.uint64:
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(feeds):
+        array = feeds[name]
+        dtype = array.dtype.newbyteorder("<")
+        digest.update(f"{name}\0{dtype.str}\0{array.shape}\0".encode())
+        if array.size:
+            flat = np.ascontiguousarray(array, dtype).reshape(-1)
+            digest.update(flat.view(np.uint8).data)
+    return np.uint64(int.from_bytes(digest.digest(), "little"))
+
+
+def _join(pieces: Sequence[_Piece]) -> Batch:
+    first, last = pieces[0].names[0], pieces[-1].names[-1]
+    where = first if first == last else f"{first} to {last}"
+    feeds, label = pieces[0].feeds, pieces[0].label
+    if len(pieces) > 1:
+        feeds = {name: np.concatenate([p.feeds[name] for p in pieces]) for name in feeds}
+        label = None if label is None else np.concatenate([p.label for p in pieces if p.label is not None])
+    ids = np.concatenate([p.ids for p in pieces])
+    return Batch(feeds, label, len(ids), ids, where)

@@ -1,0 +1,305 @@
+"""Measuring a model on data: FLOPs really spent, what the results are worth, and time.
+
+Data is streamed. What grows with its size are a few numbers per sample.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from exprune_cli.counting import FlopsCounter, FlopsSums
+from exprune_cli.errors import ExpruneError
+from exprune_cli.instrument import with_outputs
+from exprune_cli.model import model_inputs
+from exprune_cli.sessions import Feeds, first_line, from_onnxruntime, open_session, run
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from exprune_cli.data import Batch, DataSet
+    from exprune_cli.progress import Progress
+
+
+@dataclass
+class Measurement(FlopsSums):
+    """Sums over all samples of a data set, and a few numbers per sample.
+
+    Attributes:
+        metric: Name of the metric; None if no metric could be applied.
+        scores_optimized: ``[samples]`` float64: the metric per sample.
+        scores_baseline: The same for the baseline.
+        agreement: Share of samples with the baseline's prediction; None without a baseline.
+    """
+
+    metric: str | None = None
+    scores_optimized: np.ndarray | None = None
+    scores_baseline: np.ndarray | None = None
+    agreement: float | None = None
+
+
+def measure(
+    proto: onnx.ModelProto,
+    data: DataSet,
+    *,
+    batch_size: int = 1,
+    baseline: onnx.ModelProto | Baseline | None = None,
+    metric: str | None = None,
+    progress: Progress | None = None,
+    use_runtime: bool = True,
+    any_metric: bool = False,
+) -> Measurement:
+    """Runs a model, and its baseline if there is one, over a data set.
+
+    The predictions come from the model as it is; only the survivor counts are exposed. The
+    FLOPs come from the shapes of every batch, so they are exact also where sizes vary.
+
+    Args:
+        proto: The model, optimised or not. For one that is not, spent equals dense.
+        data: Its samples.
+        batch_size: Samples per run, for models with a dynamic batch.
+        baseline: The model to compare with; a :class:`Baseline` to compare several with it.
+        metric: See :mod:`exprune_cli.metrics`; None for what fits the model and the data.
+        progress: Where progress is shown.
+        use_runtime: Whether staged sites run natively, if the runtime is there.
+        any_metric: Where labels fit no output and no ``metric`` is given, measure the agreement
+            instead of failing, or nothing without a baseline.
+
+    Raises:
+        ExpruneError: The models' interfaces differ, or a model fails on a sample.
+    """
+    reference = Baseline(baseline) if isinstance(baseline, onnx.ModelProto) else baseline
+    if reference is not None:
+        check_interface(proto, reference.proto)
+    counter = FlopsCounter(proto, use_runtime=use_runtime)
+    session = open_session(
+        proto, addition=with_outputs(proto, counter.survivor_names), use_runtime=use_runtime
+    )
+    outputs = [value.name for value in proto.graph.output]
+    from exprune_cli.metrics import Scorer
+
+    scorer: Scorer | None = Scorer(proto, data, metric, baseline=baseline is not None)
+    if progress is not None:
+        progress.stage("measuring", len(data))
+    for batch in data.batches(batch_size):
+        values = run(session, batch.feeds, batch.where, [*outputs, *counter.survivor_names])
+        counter.add(batch.feeds, values[len(outputs) :], batch.count, batch.where)
+        dense = reference.outputs(batch, outputs) if reference is not None else None
+        if scorer is not None:
+            try:
+                scorer.add(batch, values[: len(outputs)], dense)
+            except ExpruneError:
+                if not any_metric or metric is not None or counter.sums.samples > batch.count:
+                    raise
+                scorer = Scorer(proto, data, "agreement", baseline=True) if dense is not None else None
+                if scorer is not None:
+                    scorer.add(batch, values[: len(outputs)], dense)
+        if progress is not None:
+            progress.advance(batch.count)
+    if scorer is None:
+        return Measurement(**vars(counter.sums))
+    return Measurement(
+        **vars(counter.sums),
+        metric=scorer.metric,
+        scores_optimized=scorer.scores,
+        scores_baseline=scorer.baseline_scores,
+        agreement=scorer.agreement,
+    )
+
+
+class Baseline:
+    """The original model on one data set, for several comparisons.
+
+    Its outputs are kept as long as all of them are small (classes, not feature maps); then it is run
+    only once for every batch.
+    """
+
+    _KEPT_BYTES = 2**27
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.proto = proto
+        self._session: onnxruntime.InferenceSession | None = None
+        self._kept: dict[bytes, list[np.ndarray]] = {}
+        self._bytes = 0
+
+    def outputs(self, batch: Batch, names: Sequence[str]) -> list[np.ndarray]:
+        """The outputs ``names`` for a batch.
+
+        Raises:
+            ExpruneError: The model fails on it.
+        """
+        key = batch.ids.tobytes()
+        if key in self._kept:
+            return self._kept[key]
+        if self._session is None:
+            self._session = open_session(self.proto, where="the baseline")
+        values = run(self._session, batch.feeds, batch.where, names)
+        self._bytes += sum(value.nbytes for value in values if isinstance(value, np.ndarray))
+        if self._bytes <= self._KEPT_BYTES:
+            self._kept[key] = values
+        return values
+
+
+def check_interface(proto: onnx.ModelProto, baseline: onnx.ModelProto) -> None:
+    """Checks that two models can be compared on the same data.
+
+    Raises:
+        ExpruneError: They have other inputs or outputs.
+    """
+    for what, ours, theirs in (
+        ("inputs", model_inputs(proto), model_inputs(baseline)),
+        ("outputs", list(proto.graph.output), list(baseline.graph.output)),
+    ):
+        first, second = (
+            [(v.name, v.type.tensor_type.elem_type) for v in values] for values in (ours, theirs)
+        )
+        if sorted(first) != sorted(second):
+            raise ExpruneError(
+                f"the baseline has other {what} ({_describe(theirs)}) than the model ({_describe(ours)})"
+            )
+
+
+def _describe(values: Sequence[onnx.ValueInfoProto]) -> str:
+    parts = []
+    for value in values[:4]:
+        kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+        parts.append(f"{value.name}: {kind}")
+    return ", ".join(parts) + (", ..." if len(values) > 4 else "")
+
+
+@dataclass
+class Latency:
+    """Times of two models on the same inputs, in turn, in one process.
+
+    Attributes:
+        dense_ms: Median time of the baseline per run; None without a baseline.
+        ms: Median time of the model per run.
+        speedup: Median over the pairs of baseline time by model time; None without a baseline.
+        runs: Timed runs of each model.
+        threads: Threads inside an operator.
+        batch: First size of the first input.
+        binding: ``iobinding`` (inputs bound before the clock starts) or ``run``.
+    """
+
+    dense_ms: float | None
+    ms: float
+    speedup: float | None
+    runs: int
+    threads: int
+    batch: int | None
+    binding: str
+
+
+def latency(
+    baseline: onnx.ModelProto | None,
+    optimized: onnx.ModelProto,
+    feeds: Sequence[Feeds],
+    threads: int = 1,
+    *,
+    rounds: int = 7,
+    min_runs: int = 60,
+    warm_up: int = 3,
+    max_seconds: float = 20.0,
+    use_runtime: bool = True,
+    progress: Progress | None = None,
+) -> Latency:
+    """Times two models in turn: A B, then B A, on every input, for several rounds.
+
+    Both sides of a pair see the same input within one run's time of each other, so that a
+    machine that changes its speed changes both. Plain medians follow for reading, the
+    speed-up is the median of the paired ratios.
+
+    Args:
+        baseline: The dense model; None times ``optimized`` alone.
+        optimized: The model.
+        feeds: Inputs of one run each; all are used in every round.
+        threads: Threads inside an operator, for both.
+        rounds: Least number of rounds.
+        min_runs: Least number of pairs; rounds are added until it is reached.
+        warm_up: Untimed runs of each model on the first input.
+        max_seconds: Stops after the round in which this time is over.
+        use_runtime: Whether staged sites run natively, if the runtime is there.
+        progress: Where progress is shown.
+
+    Raises:
+        ExpruneError: A model fails on an input, or there is none.
+    """
+    if not feeds:
+        raise ExpruneError("there is no sample to time")
+    binding = all(
+        isinstance(v, np.ndarray) and v.dtype.kind in "fiub" for feed in feeds for v in feed.values()
+    )
+    sides = [_Timer(optimized, threads, binding, use_runtime)]
+    if baseline is not None:
+        sides.insert(0, _Timer(baseline, threads, binding, use_runtime))
+    for side in sides:
+        side.bind(feeds[0])
+        for _ in range(warm_up):
+            side.time()
+    total = max(rounds, -(-min_runs // len(feeds)))
+    if progress is not None:
+        progress.stage("timing", total)
+    times: list[list[float]] = [[] for _ in sides]
+    start = time.perf_counter()
+    for turn in range(total):
+        for feed in feeds:
+            for index in range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides))):
+                sides[index].bind(feed)
+                times[index].append(sides[index].time())
+        if progress is not None:
+            progress.advance()
+        if time.perf_counter() - start > max_seconds:
+            break
+    ours = np.array(times[-1])
+    dense = np.array(times[0]) if baseline is not None else None
+    first = next((value for value in feeds[0].values() if value.ndim), None)
+    return Latency(
+        dense_ms=None if dense is None else float(np.median(dense)) * 1e3,
+        ms=float(np.median(ours)) * 1e3,
+        speedup=None if dense is None else float(np.median(dense / ours)),
+        runs=len(ours),
+        threads=threads,
+        batch=None if first is None else int(first.shape[0]),
+        binding="iobinding" if binding else "run",
+    )
+
+
+class _Timer:
+    """One model, ready to be timed on a bound input."""
+
+    def __init__(self, proto: onnx.ModelProto, threads: int, binding: bool, use_runtime: bool) -> None:
+        self._session = open_session(proto, threads=threads, use_runtime=use_runtime)
+        self._outputs = [value.name for value in proto.graph.output]
+        self._binding = self._session.io_binding() if binding else None
+        self._feeds: Feeds = {}
+
+    def bind(self, feeds: Feeds) -> None:
+        self._feeds = feeds
+        if self._binding is None:
+            return
+        self._feeds = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
+        self._binding.clear_binding_inputs()
+        self._binding.clear_binding_outputs()
+        for name, value in self._feeds.items():
+            self._binding.bind_cpu_input(name, value)
+        for name in self._outputs:
+            self._binding.bind_output(name)
+
+    def time(self) -> float:
+        """Seconds of one run."""
+        try:
+            start = time.perf_counter()
+            if self._binding is not None:
+                self._session.run_with_iobinding(self._binding)
+            else:
+                self._session.run(None, dict(self._feeds))
+            return time.perf_counter() - start
+        except Exception as error:
+            if not from_onnxruntime(error):
+                raise
+            raise ExpruneError(f"the model fails while it is timed: {first_line(error)}") from error

@@ -1,0 +1,206 @@
+"""Loading and saving of ONNX files: checked on the way in, whole or not at all on the way out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import external_data_helper
+
+from exprune_cli.errors import ExpruneError
+
+#: Protobuf's limit for one message; larger weights go to a file beside the model.
+_MESSAGE_LIMIT = 2**31 - 1
+#: Initializers of at least this size are moved out when a model is over the limit.
+_EXTERNAL_MIN_BYTES = 1024
+
+
+@dataclass
+class Model:
+    """A model in memory.
+
+    Attributes:
+        proto: The model, external data loaded.
+        path: The file it came from, or None.
+        sha256: Hex digest of the file's bytes and of every external data file it names.
+        external: Whether weights came from files beside the model.
+    """
+
+    proto: onnx.ModelProto
+    path: Path | None
+    sha256: str
+    external: bool = False
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set, 0 if the model imports none."""
+        return next((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Model:
+    """Reads a model and checks it.
+
+    Args:
+        source: A path, a serialised model, or a ModelProto (which is not changed).
+
+    Raises:
+        ExpruneError: There is no such file, it is no ONNX model, or it is an invalid one.
+    """
+    if isinstance(source, onnx.ModelProto):
+        return Model(source, None, hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest())
+    if isinstance(source, bytes):
+        return Model(_parse(source, "the given bytes"), None, hashlib.sha256(source).hexdigest())
+    path = Path(source)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ExpruneError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ExpruneError(f"{path}: cannot be read ({error.strerror})") from None
+    proto = _parse(content, str(path))
+    digest = hashlib.sha256(content)
+    del content
+    external = _load_external(proto, path, digest)
+    return Model(proto, path, digest.hexdigest(), external)
+
+
+def _parse(content: bytes, where: str) -> onnx.ModelProto:
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except DecodeError:
+        raise ExpruneError(f"{where}: not an ONNX model (or cut short): it cannot be parsed") from None
+    if not proto.HasField("graph") or not proto.ir_version:
+        raise ExpruneError(f"{where}: not an ONNX model: it has no graph")
+    _check(proto, where)
+    return proto
+
+
+def _check(proto: onnx.ModelProto, where: str) -> None:
+    # Weights outside the file are checked when they are loaded; the checker wants them on disk.
+    if any(external_data_helper.uses_external_data(t) for t in proto.graph.initializer):
+        return
+    try:
+        onnx.checker.check_model(proto)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ExpruneError(f"{where}: not a valid ONNX model: {_first_line(error)}") from None
+
+
+def _load_external(proto: onnx.ModelProto, path: Path, digest: hashlib._Hash) -> bool:
+    tensors = [t for t in _all_tensors(proto) if external_data_helper.uses_external_data(t)]
+    if not tensors:
+        return False
+    for tensor in tensors:
+        try:
+            # onnx refuses absolute paths, '..' and links out of the model's folder here.
+            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+        except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
+            raise ExpruneError(
+                f"{path}: external data of '{tensor.name}' cannot be loaded: {_first_line(error)}"
+            ) from None
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
+        digest.update(tensor.name.encode() + b"\0")
+        digest.update(tensor.raw_data)
+    return True
+
+
+def _all_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return list(external_data_helper._get_all_tensors(proto))
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
+    """Writes a model whole or not at all: a temporary file beside it, then one rename.
+
+    Models over 2 GB keep their weights in ``<name>.data`` beside the model.
+
+    Raises:
+        ExpruneError: The folder or the file cannot be written. Nothing is left behind.
+    """
+    path = Path(path)
+    try:
+        if proto.ByteSize() >= _MESSAGE_LIMIT:
+            _save_large(proto, path)
+        else:
+            write_bytes(proto.SerializeToString(deterministic=True), path)
+    except OSError as error:
+        raise ExpruneError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def write_bytes(content: bytes, path: Path) -> None:
+    """Writes a file whole or not at all; keeps an existing file's permissions.
+
+    Raises:
+        OSError: As the system says; the temporary file is gone.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, _mode(path))
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _mode(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _save_large(proto: onnx.ModelProto, path: Path) -> None:
+    data = path.with_name(path.name + ".data")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{data.name}.", suffix=".tmp")
+    moved: list[tuple[onnx.TensorProto, bytes]] = []
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for tensor in proto.graph.initializer:
+                if len(tensor.raw_data) < _EXTERNAL_MIN_BYTES:
+                    continue
+                file.write(b"\0" * (-file.tell() % 4096))
+                offset, length = file.tell(), len(tensor.raw_data)
+                file.write(tensor.raw_data)
+                moved.append((tensor, tensor.raw_data))
+                tensor.ClearField("raw_data")
+                tensor.data_location = onnx.TensorProto.EXTERNAL
+                for key, value in (("location", data.name), ("offset", offset), ("length", length)):
+                    tensor.external_data.add(key=key, value=str(value))
+            file.flush()
+            os.fsync(file.fileno())
+        content = proto.SerializeToString(deterministic=True)
+        os.chmod(temporary, _mode(data))
+        os.replace(temporary, data)
+        write_bytes(content, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    finally:
+        for tensor, raw in moved:
+            tensor.raw_data = raw
+            tensor.ClearField("data_location")
+            del tensor.external_data[:]
+
+
+def model_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The graph inputs that a caller feeds: those that are no initializers."""
+    constants = {t.name for t in proto.graph.initializer}
+    constants |= {t.values.name for t in proto.graph.sparse_initializer}
+    return [value for value in proto.graph.input if value.name not in constants]

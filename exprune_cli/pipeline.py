@@ -1,0 +1,257 @@
+"""The whole way from a model to its staged form: match, observe, plan, certify, rewrite, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import onnx
+
+from exprune_cli import __version__, never_slower
+from exprune_cli.errors import GateError, UsageError
+from exprune_cli.match import Matches, match
+from exprune_cli.measure import Baseline
+from exprune_cli.model import Model
+from exprune_cli.planning.planner import BUDGETS, plan
+from exprune_cli.planning.relu import dense
+from exprune_cli.record import Record, SiteRecord, write_record
+from exprune_cli.rewrite import own, refusal_records, rewrite
+from exprune_cli.search import Gate, evaluate, search
+from exprune_cli.sessions import Feeds
+from exprune_cli.sites import TESTS, Calibration, SitePlan
+from exprune_cli.timing import SiteTiming
+from exprune_cli.verify import verify
+
+if TYPE_CHECKING:
+    from exprune_cli.data import DataSet
+    from exprune_cli.progress import Progress
+
+#: Tests that can change results, and so are verified on held-out samples.
+LOSSY = ("stats", "threshold", "calibrated")
+#: The drop that is allowed when none is given.
+DEFAULT_MAX_DROP = 0.01
+#: The step of the knob that is taken when there are no samples to verify on.
+UNVERIFIED_BUDGET = 0.003
+_CALIBRATION_SAMPLES = 2000
+
+
+@dataclass
+class Optimized:
+    """The result of :func:`optimize_model`.
+
+    Attributes:
+        proto: The staged model; the original if nothing was staged.
+        record: What is in its metadata.
+        staged: How many sites are staged.
+    """
+
+    proto: onnx.ModelProto
+    record: Record
+    staged: int
+
+
+@dataclass
+class _Job:
+    """What the steps of one run share."""
+
+    model: Model
+    matches: Matches
+    calibration: Calibration | None
+    held_out: DataSet | None
+    progress: Progress | None
+    feeds: Sequence[Feeds] | None = None
+    cost_model: bool = False
+    timings: dict[str, SiteTiming] = field(default_factory=dict)
+
+
+def optimize_model(
+    model: Model,
+    *,
+    calibration: Calibration | None = None,
+    data: DataSet | None = None,
+    test: str = "auto",
+    objective: str = "latency",
+    max_drop: float | None = None,
+    confidence: float | None = None,
+    metric: str | None = None,
+    exclude: Sequence[str] = (),
+    top_k: Sequence[str] = (),
+    batch: int | None = None,
+    measure: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Optimized:
+    """Stages a model.
+
+    Args:
+        model: The original; not changed.
+        calibration: Statistics of an earlier ``calibrate``; made from half of ``data`` if None.
+        data: Samples. Those that the statistics did not see verify the drop.
+        test: ``auto`` (``calibrated`` with statistics, else ``bound``) or one of ``TESTS``.
+        objective: ``latency`` or ``flops``.
+        max_drop: Largest drop of the metric; 0.01 if a test can change results.
+        confidence: Asks for a certificate at this level.
+        metric: See :mod:`exprune_cli.metrics`.
+        exclude: Glob patterns of sites to leave dense.
+        top_k: ``OUTPUT=K``; reserved.
+        batch: Batch size that the model is meant for; the model's own or 1.
+        measure: Whether ``latency`` may time sites on this machine.
+        seed: Of every random choice.
+        progress: Where progress is shown.
+
+    Raises:
+        UsageError: Options that do not fit together.
+        ExpruneError: The model or the data are bad.
+        GateError: The drop cannot be met, or not be certified.
+    """
+    if test != "auto" and test not in TESTS:
+        raise UsageError(f"there is no test {test!r}: choose one of auto, {', '.join(TESTS)}")
+    if top_k:
+        raise UsageError("--top-k is not available in this version")
+    if confidence is not None and data is None:
+        raise UsageError("--confidence needs --data: a certificate comes from samples")
+    matches = match(model, exclude)
+    calibration, held_out = _statistics(model, matches, calibration, data, seed, progress)
+    job = _Job(model, matches, calibration, held_out, progress)
+    if objective == "latency" and matches.sites:
+        job.cost_model = not measure
+        job.feeds = never_slower.timing_feeds(model, data, batch or 1, seed) if measure else None
+        job.cost_model |= job.feeds is None
+    record = Record(
+        tool=f"exprune {__version__}",
+        source_sha256=model.sha256,
+        objective=objective,
+        test=_resolve(test, calibration),
+        sites=[],
+        batch=batch or 1,
+        calibration=calibration.data_digest if calibration else None,
+    )
+    if record.test in LOSSY and matches.sites:
+        plans = _lossy(job, record, max_drop, Gate(DEFAULT_MAX_DROP if max_drop is None else max_drop, confidence, metric))
+    else:
+        plans = _faster(job, _plans(job, record.test)[0])
+    proto, sites = _finish(job, plans, record)
+    return Optimized(proto, record, sum(site.staged for site in sites))
+
+
+def _statistics(
+    model: Model,
+    matches: Matches,
+    calibration: Calibration | None,
+    data: DataSet | None,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[Calibration | None, DataSet | None]:
+    """The statistics to plan with, and the samples that they did not see."""
+    if calibration is not None:
+        from exprune_cli.calibration import check_belongs
+
+        check_belongs(calibration, model, "the calibration", matches.sites)
+        return calibration, data.without(calibration.sample_ids) if data is not None else None
+    if data is None or not matches.sites:
+        return None, None
+    from exprune_cli.observe import observe
+
+    seen, held_out = data.split(0.5, seed)
+    seen = seen.take(min(len(seen), _CALIBRATION_SAMPLES), seed)
+    return observe(model, matches.sites, seen, seed=seed, progress=_stage(progress, "observing", len(seen))), held_out
+
+
+def _stage(progress: Progress | None, name: str, total: int) -> Callable[[int, int], None] | None:
+    """Starts a stage of the progress bar; returns a callback that takes (done, total)."""
+    if progress is None:
+        return None
+    progress.stage(name, total)
+    seen = 0
+
+    def report(done: int, _total: int) -> None:
+        nonlocal seen
+        progress.advance(done - seen)
+        seen = done
+
+    return report
+
+
+def _resolve(test: str, calibration: Calibration | None) -> str:
+    if test == "auto":
+        return "bound" if calibration is None else "calibrated"
+    if calibration is None and test in ("threshold", "calibrated"):
+        raise UsageError(f"--test {test} needs --data or --calibration")
+    return test
+
+
+def _plans(job: _Job, test: str) -> list[dict[str, SitePlan]]:
+    sites = job.matches.sites
+    return plan(sites, job.calibration, test, BUDGETS, _stage(job.progress, "planning", len(sites)))
+
+
+def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Mapping[str, SitePlan]:
+    """Plans of a test that can change results, as bold as the gate allows."""
+    steps = _plans(job, record.test)
+    if job.held_out is None:
+        if max_drop is not None:
+            raise GateError("--max-drop cannot be shown to hold without samples: give --data")
+        return _faster(job, steps[BUDGETS.index(UNVERIFIED_BUDGET)])
+    if not len(job.held_out):
+        raise GateError("every sample of --data was used by the calibration: none is left to verify the drop")
+    # Sites that do not win at the boldest step cannot win at a more careful one.
+    boldest = _faster(job, steps[-1])
+    never = {name for name, p in boldest.items() if steps[-1][name].staged and not p.staged}
+    steps = [{name: boldest[name] if name in never else p for name, p in step.items()} for step in steps]
+    sites = job.matches.sites
+    found = search(job.model, sites, steps, job.held_out, gate, job.progress)
+    if found is not None:
+        plans = _faster(job, found.plans)
+        if plans != found.plans:
+            found = evaluate(job.model, sites, plans, job.held_out, gate, Baseline(job.model.proto), job.progress)
+        if gate.holds(found.drop):
+            record.quality = found.quality
+            record.certificate = _certificate(gate, found.drop.p_value, job.held_out)
+            return plans
+    if (max_drop is not None or gate.confidence is not None) and any(p.staged for p in steps[-1].values()):
+        raise gate.refuse(len(job.held_out))
+    record.test = "bound"
+    return _faster(job, _plans(job, "bound")[0])
+
+
+def _certificate(gate: Gate, p_value: float, held_out: DataSet) -> dict[str, object] | None:
+    if gate.confidence is None:
+        return None
+    return {
+        "max_drop": gate.max_drop,
+        "confidence": gate.confidence,
+        "holds": True,
+        "samples": len(held_out),
+        "p_value": p_value,
+        "data_digest": held_out.digest,
+    }
+
+
+def _faster(job: _Job, plans: Mapping[str, SitePlan]) -> Mapping[str, SitePlan]:
+    """Under ``latency``: only the sites that are faster. Under ``flops``: all."""
+    if job.cost_model:
+        return never_slower.keep_expected(job.matches.sites, plans)
+    if job.feeds is None:
+        return plans
+    kept, timings = never_slower.keep_faster(job.model, job.matches.sites, plans, job.feeds, job.progress)
+    job.timings.update(timings)
+    return kept
+
+
+def _finish(job: _Job, plans: Mapping[str, SitePlan], record: Record) -> tuple[onnx.ModelProto, list[SiteRecord]]:
+    """Rewrites, checks the whole model's speed, records, verifies."""
+    model, sites = job.model, job.matches.sites
+    proto, records = rewrite(model, sites, plans)
+    if job.feeds is not None and proto is not model.proto:
+        speedup = never_slower.is_faster(model, proto, job.feeds)
+        if speedup < 1:
+            reason = f"faster alone, but the whole model is slower here ({speedup:.2f}x)"
+            proto, records = rewrite(model, sites, {site.name: dense(site, reason) for site in sites})
+    records = [never_slower.with_timing(r, job.timings) for r in records] + refusal_records(job.matches.refusals)
+    position = {n.name or next(iter(n.output), ""): i for i, n in enumerate(model.proto.graph.node)}
+    record.sites = sorted(records, key=lambda site: position.get(site.name, len(position)))
+    if proto is not model.proto:
+        write_record(own(proto, model), record)
+        verify(model, proto)
+    return proto, records

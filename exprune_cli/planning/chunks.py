@@ -1,0 +1,88 @@
+"""Orders of the reduction groups, chunk sizes, and the partial sums that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from exprune_cli.sites import Site, SiteStatistics
+
+#: Where a check may stand, as a share of the groups.
+FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
+
+
+def natural_order(groups: int) -> np.ndarray:
+    """``[G]`` int64: the model's own order. The paper's tests need it: they take the first
+    terms as a sample of all (exchangeability), which a sorted order breaks."""
+    return np.arange(groups, dtype=np.int64)
+
+
+def energy_order(weight: np.ndarray, statistics: SiteStatistics | None) -> np.ndarray:
+    """``[G]`` int64: groups by falling calibrated energy ``E[x_g^2] ||W_g||^2``.
+
+    Args:
+        weight: ``[N, G, T]``.
+        statistics: Supplies ``E[x_g^2]``; without it the weights alone decide.
+    """
+    energy = np.square(weight, dtype=np.float64).sum(axis=(0, 2))
+    if statistics is not None and statistics.elements:
+        energy = energy * (statistics.energy / statistics.elements)
+    return np.argsort(-energy, kind="stable").astype(np.int64)
+
+
+def candidate_ends(groups: int) -> tuple[int, ...]:
+    """Group counts at which a check may stand: distinct, at least 1, less than ``groups``."""
+    ends = sorted({max(1, round(groups * fraction)) for fraction in FRACTIONS})
+    return tuple(end for end in ends if end < groups)
+
+
+def partial_sums(
+    rows: np.ndarray, weight: np.ndarray, order: np.ndarray, ends: Sequence[int]
+) -> list[np.ndarray]:
+    """Sums over the first ``end`` groups in ``order``, for each of ``ends`` and for all groups.
+
+    Args:
+        rows: ``[R, G, T]`` inputs.
+        weight: ``[N, G, T]``.
+        order: ``[G]``.
+        ends: Increasing group counts, all less than ``G``.
+
+    Returns:
+        ``len(ends) + 1`` arrays ``[R, N]`` float32.
+    """
+    count, groups = rows.shape[0], rows.shape[1]
+    sums: list[np.ndarray] = []
+    total = np.zeros((count, weight.shape[0]), np.float32)
+    start = 0
+    for end in (*ends, groups):
+        chunk = order[start:end]
+        left = rows[:, chunk].reshape(count, -1)
+        right = weight[:, chunk].reshape(weight.shape[0], -1)
+        total = total + left @ right.T
+        sums.append(total)
+        start = end
+    return sums
+
+
+def known_offset(site: Site, statistics: SiteStatistics) -> np.ndarray:
+    """Bias plus the computed offset: ``[N]``, or ``[R, N]`` for a site with one."""
+    if statistics.offsets is None:
+        return site.bias
+    return statistics.offsets + site.bias
+
+
+def saved_share(ends: Sequence[int], groups: int, pruned: Sequence[float], test_cost: float = 0.0) -> float:
+    """Share of a site's dense FLOPs that is saved.
+
+    Args:
+        ends: Check positions in groups (without the final one).
+        groups: ``G``.
+        pruned: Share of outputs decided at or before each check.
+        test_cost: Cost of one test as a share of one output's dense FLOPs.
+    """
+    saved, before = 0.0, 0.0
+    for end, share in zip(ends, pruned, strict=True):
+        saved += (share - before) * (1 - end / groups) - (1 - before) * test_cost
+        before = share
+    return saved

@@ -1,0 +1,320 @@
+"""Plans for ReLU sites: where to check, and with which numbers, for given budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from exprune_cli.flops import TEST_COST
+from exprune_cli.planning import bound, calibrated, chunks, stats, threshold
+from exprune_cli.sites import Site, SitePlan, SiteStatistics
+
+#: Earlier checks pay a lower price: what they leave, a later check can still decide.
+_EARLIER = 0.4
+_MOST_CHECKS = 3
+#: Elements (rows x outputs) that the choice of checks looks at; the fits use all rows.
+_SEARCH_ELEMENTS = 2**19
+#: A further check must save this share of the site's FLOPs more.
+_WORTH = 0.003
+
+
+@dataclass(frozen=True)
+class _Choice:
+    checks: tuple[int, ...]
+    price: float
+    saved: float
+    pruned: tuple[float, ...]
+    lost: float
+
+
+def plan_relu(
+    site: Site, statistics: SiteStatistics | None, test: str, budgets: Sequence[float]
+) -> list[SitePlan]:
+    """Plans a ReLU site once per budget.
+
+    Args:
+        site: The site.
+        statistics: Required by every test but ``bound`` and ``stats``.
+        test: One of :data:`exprune_cli.sites.TESTS`.
+        budgets: Shares of the site's energy ``sum relu(z)^2`` that may be lost, rising.
+    """
+    weight = site.load_weight()
+    if test == "bound":
+        plan = _plan_bound(site, weight, statistics)
+        return [plan] * len(budgets)
+    if statistics is None:
+        if test != "stats":
+            raise ValueError(f"the {test} test needs statistics")
+        return [_plan_stats_blind(site)] * len(budgets)
+    if test == "calibrated":
+        return _plan_calibrated(site, weight, statistics, budgets)
+    return _plan_one_cut(site, weight, statistics, test, budgets)
+
+
+def dense(site: Site, reason: str) -> SitePlan:
+    """A plan that leaves the site as it is."""
+    return SitePlan(site.name, staged=False, reason=reason)
+
+
+def _output_energy(site: Site, final: np.ndarray) -> np.ndarray:
+    return np.square(np.clip(final, 0, site.max), dtype=np.float64)
+
+
+def _test_share(site: Site, test: str, width: int) -> float:
+    return TEST_COST[test](width) / (2 * site.groups * site.taps)
+
+
+# --- calibrated ------------------------------------------------------------------------------
+
+
+def _plan_calibrated(
+    site: Site, weight: np.ndarray, statistics: SiteStatistics, budgets: Sequence[float]
+) -> list[SitePlan]:
+    order = chunks.energy_order(weight, statistics)
+    ends = chunks.candidate_ends(site.groups)
+    sums = chunks.partial_sums(statistics.rows, weight, order, ends)
+    offset = chunks.known_offset(site, statistics)
+    fits = [calibrated.fit(total, sums[-1]) for total in sums[:-1]]
+    rows = slice(0, max(64, _SEARCH_ELEMENTS // site.outputs))
+    losses = [_expected(f, total[rows], _rows_of(offset, rows)) for f, total in zip(fits, sums, strict=False)]
+    energy = _output_energy(site, sums[-1][rows] + _rows_of(offset, rows))
+    plans = []
+    for budget in budgets:
+        choice = _choose_checks(site, ends, losses, energy, budget)
+        if choice is None:
+            plans.append(dense(site, "no check saves more than it costs within the budget"))
+            continue
+        at = choice.checks
+        prices = _prices(choice.price, [ends[i] for i in at], site.groups)
+        plans.append(
+            SitePlan(
+                site.name,
+                staged=True,
+                reason=_reason([ends[i] for i in at], site.groups),
+                estimate="prefix",
+                test="calibrated",
+                order=order,
+                ends=(*(ends[i] for i in at), site.groups),
+                parameters=calibrated.limits([fits[i] for i in at], prices),
+                pruned=choice.pruned,
+                lost_energy=choice.lost,
+            )
+        )
+    return plans
+
+
+def _rows_of(offset: np.ndarray, rows: slice) -> np.ndarray:
+    return offset[rows] if offset.ndim == 2 else offset
+
+
+def _expected(fit: calibrated.Fit, partial: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    u = (partial * fit.slope + fit.intercept + offset) / fit.sigma
+    loss = np.square(fit.sigma) * calibrated.expected_loss(u)
+    # Only outputs that are expected to be negative are ever pruned.
+    return np.where(u < 0, loss, np.inf).astype(np.float32)
+
+
+def _prices(price: float, ends: Sequence[int], groups: int) -> list[float]:
+    last = len(ends) - 1
+    return [price * (1 - end / groups) * (1 if i == last else _EARLIER) for i, end in enumerate(ends)]
+
+
+def _choose_checks(
+    site: Site, ends: Sequence[int], losses: Sequence[np.ndarray], energy: np.ndarray, budget: float
+) -> _Choice | None:
+    """Forward selection: the best single check, then further ones while they pay."""
+    allowed = budget * float(energy.sum())
+    best: _Choice | None = None
+    tried: tuple[int, ...] = ()
+    for _ in range(_MOST_CHECKS):
+        options = [tuple(sorted((*tried, i))) for i in range(len(ends)) if i not in tried]
+        found = [_spend(site, ends, losses, energy, allowed, option) for option in options]
+        if not found:
+            break
+        top = max(found, key=lambda choice: choice.saved)
+        if top.saved <= (best.saved + _WORTH if best else _WORTH):
+            break
+        best, tried = top, top.checks
+    return best
+
+
+def _spend(
+    site: Site,
+    ends: Sequence[int],
+    losses: Sequence[np.ndarray],
+    energy: np.ndarray,
+    allowed: float,
+    checks: tuple[int, ...],
+) -> _Choice:
+    """The highest price at which these checks lose no more energy than allowed."""
+    at = [ends[i] for i in checks]
+    cost = _test_share(site, "calibrated", 1)
+
+    def outcome(price: float) -> _Choice:
+        decided = np.zeros(energy.shape, bool)
+        shares = []
+        for check, limit in zip(checks, _prices(price, at, site.groups), strict=True):
+            decided |= losses[check] <= limit
+            shares.append(float(decided.mean()))
+        saved = chunks.saved_share(at, site.groups, shares, cost)
+        lost = float(energy[decided].sum())
+        return _Choice(checks, price, saved, tuple(shares), lost)
+
+    scale = float(energy.mean()) + 1e-30
+    low, high = np.log(scale * 1e-8), np.log(scale * 1e2)
+    for _ in range(14):
+        middle = (low + high) / 2
+        low, high = (middle, high) if outcome(float(np.exp(middle))).lost <= allowed else (low, middle)
+    choice = outcome(float(np.exp(low)))
+    total = float(energy.sum()) + 1e-30
+    if choice.lost > allowed:
+        return _Choice(checks, choice.price, -np.inf, choice.pruned, choice.lost / total)
+    return _Choice(checks, choice.price, choice.saved, choice.pruned, choice.lost / total)
+
+
+def _reason(ends: Sequence[int], groups: int) -> str:
+    where = ", ".join(str(end) for end in ends)
+    return f"checks after {where} of {groups} groups"
+
+
+# --- the paper's two tests -------------------------------------------------------------------
+
+
+def _plan_one_cut(
+    site: Site, weight: np.ndarray, statistics: SiteStatistics, test: str, budgets: Sequence[float]
+) -> list[SitePlan]:
+    """``threshold`` and ``stats``: one check, one number for the whole site, natural order."""
+    ends = chunks.candidate_ends(site.groups)
+    order = chunks.natural_order(site.groups)
+    sums = chunks.partial_sums(statistics.rows, weight, order, ends)
+    offset = chunks.known_offset(site, statistics)
+    energy = _output_energy(site, sums[-1] + offset)
+    if test == "threshold":
+        scores = threshold.means(sums, offset, site.groups, ends)
+    else:
+        scores = stats.z_scores(statistics.rows, weight, offset, ends)
+        scores = [np.where(np.isnan(score), np.inf, score) for score in scores]
+    return [_best_cut(site, test, order, ends, scores, energy, budget) for budget in budgets]
+
+
+def _best_cut(
+    site: Site,
+    test: str,
+    order: np.ndarray,
+    ends: Sequence[int],
+    scores: Sequence[np.ndarray],
+    energy: np.ndarray,
+    budget: float,
+) -> SitePlan:
+    total = float(energy.sum())
+    best: tuple[float, int, float, float, float] | None = None
+    for i, (end, score) in enumerate(zip(ends, scores, strict=True)):
+        if test == "stats" and end < 2:
+            continue  # one term has no variance
+        cut = threshold.largest_threshold(score, energy, budget * total)
+        if test == "stats":
+            cut = max((z for a in stats.ALPHAS if (z := stats.quantile(a)) <= cut), default=-np.inf)
+        decided = score < cut
+        share = float(decided.mean())
+        saved = chunks.saved_share([end], site.groups, [share], _test_share(site, test, end))
+        if best is None or saved > best[0]:
+            best = (saved, i, cut, share, float(energy[decided].sum()) / (total + 1e-30))
+    if best is None or best[0] <= 0:
+        return dense(site, "the test costs more than it saves within the budget")
+    _, i, cut, share, lost = best
+    plan = SitePlan(
+        site.name,
+        staged=True,
+        reason=_reason([ends[i]], site.groups),
+        estimate="prefix",
+        test=test,
+        order=order,
+        ends=(ends[i], site.groups),
+        pruned=(share,),
+        lost_energy=lost,
+    )
+    if test == "stats":
+        plan.z = cut
+    else:
+        plan.parameters = threshold.threshold_parameters(site.outputs, site.groups, [ends[i]], cut)
+    return plan
+
+
+def _plan_stats_blind(site: Site) -> SitePlan:
+    """The z-test needs no data: the paper's check, or half of a layer with fewer groups."""
+    ends = stats.paper_ends(site.groups) or (site.groups // 2,)
+    if ends[0] < 2:
+        return dense(site, "too few groups for a sample variance")
+    return SitePlan(
+        site.name,
+        staged=True,
+        reason=_reason(ends, site.groups) + f", alpha = {stats.DEFAULT_ALPHA}",
+        estimate="prefix",
+        test="stats",
+        order=chunks.natural_order(site.groups),
+        ends=(*ends, site.groups),
+        z=stats.quantile(stats.DEFAULT_ALPHA),
+    )
+
+
+# --- lossless --------------------------------------------------------------------------------
+
+
+def _plan_bound(site: Site, weight: np.ndarray, statistics: SiteStatistics | None) -> SitePlan:
+    order = chunks.energy_order(weight, statistics)
+    every = chunks.candidate_ends(site.groups)
+    ends: tuple[int, ...] = tuple(end for end in every if end >= site.groups // 4)[-3:]
+    pruned: tuple[float, ...] | None = None
+    if statistics is not None:
+        ends, pruned = _choose_bound(site, weight, statistics, order, every)
+        if not ends:
+            return dense(site, "the bound decides fewer outputs than its test costs")
+    parameters = bound.bound_parameters(weight, order, ends, one_sided=site.nonnegative)
+    return SitePlan(
+        site.name,
+        staged=True,
+        reason=_reason(ends, site.groups) + ", lossless",
+        estimate="prefix",
+        test="bound",
+        order=order,
+        ends=(*ends, site.groups),
+        parameters=parameters,
+        pruned=pruned,
+    )
+
+
+def _choose_bound(
+    site: Site, weight: np.ndarray, statistics: SiteStatistics, order: np.ndarray, every: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
+    rows = statistics.rows
+    sums = chunks.partial_sums(rows, weight, order, every)
+    offset = chunks.known_offset(site, statistics)
+    parameters = bound.bound_parameters(weight, order, every, one_sided=site.nonnegative)
+    decided = bound.bound_pruned(rows, sums, offset, order, every, parameters)
+    shares = [float(mask.mean()) for mask in decided]
+    cost = _test_share(site, "bound", 1)
+    norms = 1 / site.outputs  # the norms of the tails: 2 G T per row
+    picked = _greedy(range(len(every)), lambda at: _saved(every, shares, at, site.groups, cost))
+    if not picked or _saved(every, shares, picked, site.groups, cost) <= norms:
+        return (), None
+    return tuple(every[i] for i in picked), tuple(shares[i] for i in picked)
+
+
+def _saved(ends: Sequence[int], shares: Sequence[float], at: Sequence[int], groups: int, cost: float) -> float:
+    return chunks.saved_share([ends[i] for i in at], groups, [shares[i] for i in at], cost)
+
+
+def _greedy(options: range, value: Callable[[Sequence[int]], float]) -> tuple[int, ...]:
+    picked: tuple[int, ...] = ()
+    best = 0.0
+    for _ in range(_MOST_CHECKS):
+        trials = [tuple(sorted((*picked, i))) for i in options if i not in picked]
+        if not trials:
+            break
+        top = max(trials, key=value)
+        if value(top) <= best + _WORTH:
+            break
+        picked, best = top, value(top)
+    return picked

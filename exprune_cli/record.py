@@ -1,0 +1,134 @@
+"""What an optimised model says of itself: one JSON object in its ``metadata_props``.
+
+``rewrite`` writes it, ``report`` reads it. It holds what cannot be read off the graph: the sites
+that stayed dense and why, the expected shares, how the file was made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+
+import onnx
+
+from exprune_cli.errors import ExpruneError
+
+#: Key in ``ModelProto.metadata_props``.
+KEY = "exprune"
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class SiteRecord:
+    """One site, staged or not. Letters as in :mod:`exprune_cli.sites`.
+
+    Attributes:
+        name: The site's name (its linear node in the original model).
+        op: ``Gemm``, ``MatMul`` or ``Conv``.
+        rule: The rule that matched, or refused.
+        kind: ``relu``, ``argmax`` or ``sparse``; None for a refusal.
+        staged: Whether it is staged in this file.
+        reason: Why, or why not, in one sentence.
+        code: Short machine-readable reason of a refusal.
+        estimate: ``prefix`` or None.
+        test: Name of the test, None where nothing is tested.
+        outputs: ``N``.
+        groups: ``G``.
+        taps: ``T``.
+        ends: Cumulative group counts of the chunks.
+        node: Name of the staged node in this file (None where dense).
+        survivors: Name of its survivors output.
+        input: Name of the linear op's data input.
+        output: Name of the tensor that the site computes.
+        pruned: Expected share of outputs decided at or before each check, ``[S]``.
+        parameters: Scalars of the test that people ask for, e.g. ``z`` or ``lost_energy``.
+        latency_dense_us: Median time of its dense layer where it was timed, in microseconds.
+        latency_us: Median time of its staged form there.
+    """
+
+    name: str
+    op: str
+    rule: str
+    kind: str | None
+    staged: bool
+    reason: str
+    code: str | None = None
+    estimate: str | None = None
+    test: str | None = None
+    outputs: int | None = None
+    groups: int | None = None
+    taps: int | None = None
+    ends: list[int] = field(default_factory=list)
+    node: str | None = None
+    survivors: str | None = None
+    input: str | None = None
+    output: str | None = None
+    pruned: list[float] | None = None
+    parameters: dict[str, float] = field(default_factory=dict)
+    latency_dense_us: float | None = None
+    latency_us: float | None = None
+
+
+@dataclass
+class Record:
+    """All that an optimised file records.
+
+    Attributes:
+        tool: ``exprune`` and its version.
+        source_sha256: Digest of the model it was made from.
+        objective: ``latency`` or ``flops``.
+        test: The ``--test`` that was asked for.
+        sites: In graph order.
+        batch: Batch size that dynamic first dimensions were counted with.
+        calibration: Digest of the calibration data, or None.
+        quality: The verified drop: ``metric``, ``baseline``, ``optimized``, ``drop``,
+            ``agreement``, ``samples``; None where nothing was verified.
+        certificate: See the interface contract; None without one.
+    """
+
+    tool: str
+    source_sha256: str
+    objective: str
+    test: str
+    sites: list[SiteRecord]
+    batch: int = 1
+    calibration: str | None = None
+    quality: dict[str, object] | None = None
+    certificate: dict[str, object] | None = None
+
+
+def write_record(proto: onnx.ModelProto, record: Record) -> None:
+    """Puts ``record`` into ``proto.metadata_props``, in place of an older one."""
+    data = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(record)}
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    for entry in proto.metadata_props:
+        if entry.key == KEY:
+            entry.value = text
+            return
+    proto.metadata_props.add(key=KEY, value=text)
+
+
+def read_record(proto: onnx.ModelProto) -> Record | None:
+    """The record of an optimised model, or None for a model that exprune did not write.
+
+    Raises:
+        ExpruneError: The entry is there but cannot be read (edited by hand, newer version).
+    """
+    text = next((entry.value for entry in proto.metadata_props if entry.key == KEY), None)
+    if text is None:
+        return None
+    try:
+        data = json.loads(text)
+        version = data.pop("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ExpruneError(
+                f"the model was written by {data.get('tool', 'another exprune')} (record version {version}); "
+                f"this exprune reads version {SCHEMA_VERSION}: update exprune"
+            )
+        sites = [SiteRecord(**site) for site in data.pop("sites")]
+        return Record(sites=sites, **data)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ExpruneError(
+            f"the model's '{KEY}' metadata cannot be read ({error}): optimise the original again"
+        ) from error

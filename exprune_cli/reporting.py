@@ -1,0 +1,342 @@
+"""What is said of a model: one :class:`Report`, made once and rendered in several ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from exprune_cli import flops
+from exprune_cli.counting import Counts, FlopsCounter, count_flops, staged_nodes
+from exprune_cli.errors import ExpruneError
+from exprune_cli.instrument import inline_functions
+from exprune_cli.record import Record, SiteRecord, read_record
+from exprune_cli.sessions import runtime_kind
+from exprune_cli.static import static_shapes, zero_feeds
+
+if TYPE_CHECKING:
+    from exprune_cli.measure import Latency, Measurement
+    from exprune_cli.model import Model
+
+#: Version of the JSON object, see ``report.schema.json``.
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class SiteReport:
+    """One linear operator of the model. Units as in :class:`Totals`.
+
+    Attributes:
+        name: The site's name.
+        op: ``Gemm``, ``MatMul``, ``Conv``, or another linear operator.
+        rule: The rule that found it, or that refused it; None if no rule looked at it.
+        staged: Whether it is staged in this file.
+        reason: Why, or why not, in one sentence.
+        estimate: Kind of estimate, None without one.
+        test: Kind of test, None without one.
+        flops_dense: FLOPs of the dense layer.
+        flops: FLOPs spent, tests included: measured with data, expected without.
+        pruned: Share of the site's outputs that its checks decided; for a sparse site the share
+            of inputs that are zero; 0 where dense.
+        latency_dense_us: Time of the dense layer alone, where it was timed when the file was made.
+        latency_us: Time of the staged layer then.
+    """
+
+    name: str
+    op: str
+    rule: str | None
+    staged: bool
+    reason: str
+    estimate: str | None = None
+    test: str | None = None
+    flops_dense: float | None = None
+    flops: float | None = None
+    pruned: float | None = None
+    latency_dense_us: float | None = None
+    latency_us: float | None = None
+
+
+@dataclass
+class Totals:
+    """The whole model, staged or not.
+
+    FLOPs are per sample with data, and per run at batch 1 without (dynamic first dimensions of
+    inputs are set to 1). ``flops_reduction`` is ``1 - flops / flops_dense``. Latencies are
+    medians per run, ``speedup`` is the median of the paired ratios.
+    """
+
+    flops_dense: float | None = None
+    flops: float | None = None
+    flops_reduction: float | None = None
+    int8_macs: float | None = None
+    latency_dense_ms: float | None = None
+    latency_ms: float | None = None
+    speedup: float | None = None
+
+
+@dataclass
+class Fidelity:
+    """What the results are worth: the mean metric of both models, and how often they agree."""
+
+    metric: str | None = None
+    baseline: float | None = None
+    optimized: float | None = None
+    drop: float | None = None
+    agreement: float | None = None
+    samples: int | None = None
+
+
+@dataclass
+class Certificate:
+    """What was certified when the file was made: the drop stays within ``max_drop``."""
+
+    max_drop: float | None = None
+    confidence: float | None = None
+    holds: bool | None = None
+    samples: int | None = None
+
+
+@dataclass
+class Timing:
+    """How latencies were taken: see :class:`exprune_cli.measure.Latency`."""
+
+    threads: int
+    batch: int | None
+    runs: int
+    binding: str
+
+
+@dataclass
+class Report:
+    """A report; its JSON form is described by ``report.schema.json``.
+
+    Attributes:
+        model: Path of the model, or ``<memory>``.
+        sites: All linear operators, staged or not, in graph order.
+        totals: The whole model.
+        fidelity: Measured with data; otherwise what was verified when the file was made; else None.
+        certificate: As the file records it, or None.
+        optimized: Whether exprune made the file.
+        runtime: How staged sites ran, ``native`` or ``function``; None without any.
+        samples: Samples that FLOPs were measured on; None where they are expected values.
+        timing: How latencies were taken; None if they were not.
+        notes: Things to know when reading the numbers.
+        schema_version: Of the JSON object.
+    """
+
+    model: str
+    sites: list[SiteReport]
+    totals: Totals
+    fidelity: Fidelity | None = None
+    certificate: Certificate | None = None
+    optimized: bool = False
+    runtime: str | None = None
+    samples: int | None = None
+    timing: Timing | None = None
+    notes: list[str] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def staged(self) -> list[SiteReport]:
+        """The staged sites."""
+        return [site for site in self.sites if site.staged]
+
+    def as_json(self) -> dict[str, object]:
+        """The report as plain data; numbers that are unknown or not finite are None."""
+        plain = {"schema_version": self.schema_version, **dataclasses.asdict(self)}
+        return {key: _finite(value) for key, value in plain.items()}
+
+
+def build_report(
+    model: Model,
+    *,
+    measurement: Measurement | None = None,
+    timing: Latency | None = None,
+    record: Record | None = None,
+    name: str | None = None,
+) -> Report:
+    """Makes the report of a model.
+
+    Args:
+        model: The model, optimised or not; not changed.
+        measurement: What was measured on data; FLOPs are expected values without it.
+        timing: Times of the model and its baseline.
+        record: What is known of the model; None to read it from the model.
+        name: How the report calls the model; None for its path.
+
+    Raises:
+        ExpruneError: The model's record cannot be read or does not fit the model.
+    """
+    proto = model.proto
+    record = record or read_record(proto)
+    report = Report(
+        model=name or (str(model.path) if model.path else "<memory>"),
+        sites=_sites_of_record(record) if record else _sites_of_match(model),
+        totals=Totals(),
+        optimized=record is not None,
+        runtime=runtime_kind(proto),
+    )
+    staged = {site.name: site for site in record.sites if site.staged} if record else {}
+    if measurement is None:
+        _add_expected(report, proto, staged)
+    else:
+        _add_measured(report, proto, staged, measurement)
+    totals = report.totals
+    if totals.flops is not None and totals.flops_dense:
+        totals.flops_reduction = 1 - totals.flops / totals.flops_dense
+    if timing is not None:
+        totals.latency_dense_ms, totals.latency_ms = timing.dense_ms, timing.ms
+        totals.speedup = timing.speedup
+        report.timing = Timing(timing.threads, timing.batch, timing.runs, timing.binding)
+    if measurement is not None and measurement.metric is not None:
+        report.fidelity = _measured_fidelity(measurement)
+    elif record is not None and record.quality:
+        report.fidelity = Fidelity(**_known_fields(Fidelity, record.quality))
+    if record is not None and record.certificate:
+        report.certificate = Certificate(**_known_fields(Certificate, record.certificate))
+    return report
+
+
+def _sites_of_record(record: Record) -> list[SiteReport]:
+    return [
+        SiteReport(
+            name=site.name,
+            op=site.op,
+            rule=site.rule or None,
+            staged=site.staged,
+            reason=site.reason,
+            estimate=site.estimate,
+            test=site.test,
+            latency_dense_us=site.latency_dense_us,
+            latency_us=site.latency_us,
+        )
+        for site in record.sites
+    ]
+
+
+def _sites_of_match(model: Model) -> list[SiteReport]:
+    from exprune_cli.match import match
+
+    matches = match(model)
+    sites = [
+        SiteReport(site.name, site.op, site.rule, False, "not optimised yet: it can be staged")
+        for site in matches.sites
+    ]
+    sites += [SiteReport(r.name, r.op, r.rule or None, False, r.reason) for r in matches.refusals]
+    position = {name: index for index, name in enumerate(_outputs_by_name(model.proto))}
+    return sorted(sites, key=lambda site: position.get(site.name, len(position)))
+
+
+def _outputs_by_name(proto: onnx.ModelProto) -> dict[str, str]:
+    """First output of every node by the name that sites have: the node's, or that output's."""
+    result: dict[str, str] = {}
+    for node in proto.graph.node:
+        first = next((name for name in node.output if name), "")
+        result.setdefault(node.name or first, node.output[0] if node.output else "")
+    return result
+
+
+def _add_expected(report: Report, proto: onnx.ModelProto, staged: Mapping[str, SiteRecord]) -> None:
+    counts = static_counts(proto, staged)
+    outputs = _outputs_by_name(proto)
+    dense_total, saved = counts.total, 0.0
+    rows = dict(zip(staged, counts.rows, strict=True))
+    for site in report.sites:
+        entry = staged.get(site.name)
+        if entry is None:
+            _set_dense(site, counts.nodes.get(outputs.get(site.name, "")), 1)
+            continue
+        site.pruned = entry.pruned[-1] if entry.pruned else None
+        site_rows = rows[site.name]
+        if site_rows is None:
+            dense_total = None
+            continue
+        site.flops_dense = flops.dense_site_flops(entry, site_rows)
+        if entry.pruned is None:
+            dense_total, report.totals.flops_dense = None, dense_total
+            continue
+        tested = site_rows * ((entry.groups if entry.kind == "sparse" else entry.outputs) or 0)
+        site.flops = flops.spent_flops(entry, site_rows, [(1 - share) * tested for share in entry.pruned])
+        saved += site.flops_dense - site.flops
+    report.totals.flops_dense = counts.total
+    report.totals.flops = None if dense_total is None else dense_total - saved
+    report.totals.int8_macs = counts.int8_macs
+
+
+def static_counts(proto: onnx.ModelProto, staged: Mapping[str, SiteRecord], batch: int = 1) -> Counts:
+    """FLOPs of a model that is given no data, with ``batch`` as every dynamic first size.
+
+    Where shapes are computed in ways that inference does not follow, the model is run once on zeros,
+    if its inputs leave no other size open.
+    """
+    whole = inline_functions(proto)
+    counts = count_flops(whole.graph.node, static_shapes(whole, batch), staged_nodes(proto, staged.values()))
+    if counts.total is not None:
+        return counts
+    zeros = zero_feeds(proto, batch)
+    if zeros is None:
+        return counts
+    try:
+        return FlopsCounter(proto).counts(zeros, "zeros")
+    except ExpruneError:
+        return counts
+
+
+def _add_measured(
+    report: Report, proto: onnx.ModelProto, staged: Mapping[str, SiteRecord], measured: Measurement
+) -> None:
+    samples = measured.samples or 1
+    outputs = _outputs_by_name(proto)
+    for site in report.sites:
+        entry = staged.get(site.name)
+        if entry is None:
+            _set_dense(site, measured.node_flops.get(outputs.get(site.name, "")), samples)
+            continue
+        if site.name not in measured.rows:
+            continue
+        rows = measured.rows[site.name]
+        site.flops_dense = flops.dense_site_flops(entry, rows) / samples
+        site.flops = measured.site_flops[site.name] / samples
+        tested = rows * ((entry.groups if entry.kind == "sparse" else entry.outputs) or 0)
+        site.pruned = 1 - float(measured.survivors[site.name][-1]) / tested if tested else None
+    totals = report.totals
+    totals.flops_dense = None if measured.flops_dense is None else measured.flops_dense / samples
+    totals.flops = None if measured.flops is None else measured.flops / samples
+    totals.int8_macs = None if measured.int8_macs is None else measured.int8_macs / samples
+    report.samples = measured.samples
+
+
+def _set_dense(site: SiteReport, value: int | None, samples: int) -> None:
+    site.pruned = 0.0
+    if value is not None:
+        site.flops_dense = site.flops = value / samples
+
+
+def _measured_fidelity(measured: Measurement) -> Fidelity:
+    def mean(scores: object) -> float | None:
+        import numpy as np
+
+        return None if scores is None else float(np.mean(np.asarray(scores, np.float64)))
+
+    baseline, optimized = mean(measured.scores_baseline), mean(measured.scores_optimized)
+    drop = None if baseline is None or optimized is None else baseline - optimized
+    return Fidelity(measured.metric, baseline, optimized, drop, measured.agreement, measured.samples)
+
+
+def _known_fields(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {item.name for item in dataclasses.fields(kind)}
+    return {key: value for key, value in values.items() if key in names}
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

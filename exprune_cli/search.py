@@ -1,0 +1,166 @@
+"""The search along the knob: how boldly may the model be staged before the drop is too large?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from exprune_cli.certify import VERIFY_LEVEL, Drop, boldest, furthest, judge, samples_needed
+from exprune_cli.errors import ExpruneError, GateError, UsageError
+from exprune_cli.measure import Baseline, measure
+from exprune_cli.model import Model
+from exprune_cli.record import Record, SiteRecord, write_record
+from exprune_cli.rewrite import own, rewrite
+from exprune_cli.sites import Site, SitePlan
+
+if TYPE_CHECKING:
+    from exprune_cli.data import DataSet
+    from exprune_cli.progress import Progress
+
+#: Samples that a search without a certificate looks at, at most.
+SEARCH_SAMPLES = 2000
+_BATCH = 32
+#: Metrics whose scores are in [0, 1]: what the p-value needs.
+_BOUNDED = ("accuracy", "agreement")
+
+Plans = Mapping[str, SitePlan]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What has to hold.
+
+    Attributes:
+        max_drop: Largest allowed drop of the metric.
+        confidence: Level of the certificate; None to verify only.
+        metric: See :mod:`exprune_cli.metrics`.
+    """
+
+    max_drop: float
+    confidence: float | None
+    metric: str | None
+
+    def holds(self, drop: Drop) -> bool:
+        """Whether a measured drop passes."""
+        if self.confidence is not None:
+            return drop.p_value <= 1 - self.confidence
+        return drop.upper <= self.max_drop
+
+    def refuse(self, samples: int) -> GateError:
+        """The error to raise when nothing passes on so many held-out samples."""
+        if self.confidence is None:
+            return GateError(
+                f"no staging keeps the drop within {self.max_drop:g} on {samples} held-out samples "
+                f"(upper limit at {VERIFY_LEVEL:.0%}): allow a larger --max-drop or give more samples"
+            )
+        needed = samples_needed(self.max_drop, self.confidence)
+        promise = f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g}"
+        if samples < needed:
+            return GateError(
+                f"{promise} from {samples} held-out samples: at least {needed} are needed "
+                "(twice that in --data, half of which calibrates)"
+            )
+        return GateError(f"{promise} on {samples} held-out samples: allow more or give more samples")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A staged form of the model, measured on held-out samples.
+
+    Attributes:
+        plans: The plans it was made from.
+        proto: The staged model.
+        records: Of its sites.
+        flops: Spent on all samples.
+        drop: Its drop.
+        quality: For the record.
+    """
+
+    plans: Plans
+    proto: onnx.ModelProto
+    records: list[SiteRecord]
+    flops: float
+    drop: Drop
+    quality: dict[str, object]
+
+
+def search(
+    model: Model,
+    sites: Sequence[Site],
+    plans: Sequence[Plans],
+    held_out: DataSet,
+    gate: Gate,
+    progress: Progress | None = None,
+) -> Candidate | None:
+    """Goes as far along the knob, end to end on held-out samples, as the gate holds.
+
+    For a certificate, step by step from the safest on; to verify only, by bisection.
+
+    Args:
+        model: The original.
+        sites: Its sites.
+        plans: Plans of all sites, from the safest to the boldest step of the knob.
+        held_out: Samples that the plans have not seen.
+        gate: What has to hold.
+        progress: Where progress is shown.
+
+    Returns:
+        The passing candidate that spends the fewest FLOPs, None if none passes.
+    """
+    count = len(held_out) if gate.confidence is not None else min(len(held_out), SEARCH_SAMPLES)
+    samples = held_out.take(count, 0)
+    baseline = Baseline(model.proto)
+    tried: dict[int, Candidate] = {}
+
+    def holds(step: int) -> bool:
+        if not any(plan.staged for plan in plans[step].values()):
+            return True
+        tried[step] = candidate = evaluate(model, sites, plans[step], samples, gate, baseline, progress)
+        return gate.holds(candidate.drop)
+
+    walk = boldest if gate.confidence is None else furthest
+    last = walk(range(len(plans)), holds)
+    passed = [candidate for step, candidate in tried.items() if last is not None and step <= last]
+    return min(passed, key=lambda candidate: candidate.flops, default=None)
+
+
+def evaluate(
+    model: Model,
+    sites: Sequence[Site],
+    plans: Plans,
+    samples: DataSet,
+    gate: Gate,
+    baseline: Baseline,
+    progress: Progress | None = None,
+) -> Candidate:
+    """Stages the model by these plans and measures it.
+
+    Raises:
+        ExpruneError: No metric fits the model's outputs.
+        UsageError: A certificate is asked for a metric without bounds.
+    """
+    proto, records = rewrite(model, sites, plans)
+    proto = own(proto, model)
+    write_record(proto, Record("exprune", model.sha256, "flops", "", records))
+    result = measure(
+        proto, samples, batch_size=_BATCH, baseline=baseline, metric=gate.metric, progress=progress
+    )
+    before, after = result.scores_baseline, result.scores_optimized
+    if before is None or after is None:
+        raise ExpruneError("no metric fits the model's outputs: give one with --metric")
+    if gate.confidence is not None and result.metric not in _BOUNDED:
+        raise UsageError(f"--confidence needs a metric between 0 and 1 ({' or '.join(_BOUNDED)}), not {result.metric}")
+    drop = judge(before - after, gate.max_drop, bounded=result.metric in _BOUNDED)
+    quality: dict[str, object] = {
+        "metric": result.metric,
+        "baseline": float(np.mean(before)),
+        "optimized": float(np.mean(after)),
+        "drop": drop.mean,
+        "agreement": result.agreement,
+        "samples": drop.samples,
+    }
+    return Candidate(plans, proto, records, np.inf if result.flops is None else result.flops, drop, quality)

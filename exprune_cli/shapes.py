@@ -1,0 +1,79 @@
+"""Static shapes of a model's tensors, without its weights in the way."""
+
+from __future__ import annotations
+
+import math
+
+import onnx
+
+Dims = tuple[int | str | None, ...]
+
+#: Initializers up to this many elements keep their values: shapes are computed from such ones.
+_KEEP_ELEMENTS = 256
+
+
+def infer_shapes(proto: onnx.ModelProto, fixed: dict[str, tuple[int, ...]] | None = None) -> dict[str, Dims]:
+    """Shapes of all main-graph tensors that ONNX shape inference finds.
+
+    Works on a skeleton in which large weights are graph inputs, so it takes little memory and
+    is not bound by protobuf's 2 GB.
+
+    Args:
+        proto: The model; not changed.
+        fixed: Concrete shapes for graph inputs, by name.
+
+    Returns:
+        Dims by tensor name: int, a symbol's name, or None for an unknown size. Tensors of
+        unknown rank are absent. If the model defeats inference: what it declares itself.
+    """
+    skeleton = _skeleton(proto, fixed or {})
+    try:
+        skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+    except Exception:  # onnx raises several unrelated types here; declared shapes still hold
+        pass
+    shapes: dict[str, Dims] = {}
+    graph = skeleton.graph
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        tensor = value.type.tensor_type
+        if value.type.HasField("tensor_type") and tensor.HasField("shape"):
+            shapes[value.name] = tuple(_dim(d) for d in tensor.shape.dim)
+    for initializer in proto.graph.initializer:
+        shapes[initializer.name] = tuple(initializer.dims)
+    return shapes
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return dim.dim_value
+    return dim.dim_param or None
+
+
+def _skeleton(proto: onnx.ModelProto, fixed: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
+    skeleton = onnx.ModelProto(ir_version=proto.ir_version)
+    skeleton.opset_import.extend(proto.opset_import)
+    skeleton.functions.extend(proto.functions)
+    graph, source = skeleton.graph, proto.graph
+    graph.name = source.name
+    graph.node.extend(source.node)
+    graph.output.extend(source.output)
+    if not fixed:
+        graph.value_info.extend(source.value_info)
+    declared = set()
+    for value in source.input:
+        copy = graph.input.add()
+        copy.CopyFrom(value)
+        declared.add(value.name)
+        if value.name in fixed:
+            del copy.type.tensor_type.shape.dim[:]
+            for size in fixed[value.name]:
+                copy.type.tensor_type.shape.dim.add(dim_value=size)
+    if fixed:
+        for value in graph.output:
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.ClearField("shape")
+    for tensor in source.initializer:
+        if math.prod(tensor.dims) <= _KEEP_ELEMENTS:
+            graph.initializer.append(tensor)
+        elif tensor.name not in declared:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return skeleton

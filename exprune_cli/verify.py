@@ -1,0 +1,45 @@
+"""Checks an output model before it is written: valid, same interface, and it loads."""
+
+from __future__ import annotations
+
+import onnx
+
+from exprune_cli.errors import ExpruneError
+from exprune_cli.model import Model
+
+#: Above this size the checker and a trial session would need the model on disk.
+_LARGE = 2**31 - 2**24
+
+
+def verify(original: Model, proto: onnx.ModelProto) -> None:
+    """Checks that a staged model is valid and has its original's interface.
+
+    Raises:
+        ExpruneError: It is not; nothing has been written yet, so nothing is lost.
+    """
+    for what, before, after in (
+        ("inputs", _fed(original.proto), _fed(proto)),
+        ("outputs", list(original.proto.graph.output), list(proto.graph.output)),
+    ):
+        if [v.SerializeToString() for v in before] != [v.SerializeToString() for v in after]:
+            raise ExpruneError(f"internal error: staging changed the model's {what}; please report this")
+    if proto.ByteSize() >= _LARGE:
+        return
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # the checker raises several unrelated types
+        if _was_valid(original.proto):
+            raise ExpruneError(f"internal error: the staged model is not valid: {error}; please report this") from error
+
+
+def _was_valid(proto: onnx.ModelProto) -> bool:
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception:
+        return False
+    return True
+
+
+def _fed(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    return [value for value in proto.graph.input if value.name not in constants]

@@ -1,0 +1,91 @@
+"""Making staged nodes: weights split into chunks, the test's arrays, the node itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from exprune_cli.graph import ModelGraph
+from exprune_cli.sites import Site, SitePlan
+
+DOMAIN = "com.exprune"
+
+#: Suffix of the op's name by test. ``calibrated`` compares with per-output limits as
+#: ``threshold`` does: to the runtime they are one.
+OP_SUFFIX = {"threshold": "Threshold", "calibrated": "Threshold", "stats": "Stats", "bound": "Bound"}
+
+
+def chunk_inputs(graph: ModelGraph, site: Site, plan: SitePlan) -> list[gs.Constant]:
+    """``order``, ``ends``, ``W_head``, ``W_tail``, ``bias``: weights in the order they are read.
+
+    The first chunk is read for every output and so stands apart; the rows of ``W_tail`` are
+    read from their start, chunk by chunk, only as far as an output stays undecided.
+    """
+    assert plan.order is not None
+    weight = site.load_weight()[:, plan.order]
+    kernel = site.conv.kernel if site.conv else ()
+    head, tail = np.split(weight, [plan.ends[0]], axis=1)
+    prefix = f"{site.name}/"
+    return [
+        graph.constant(prefix + "order", plan.order.astype(np.int64)),
+        graph.constant(prefix + "ends", np.array(plan.ends, np.int64)),
+        graph.constant(prefix + "W_head", head.reshape(site.outputs, -1, *kernel)),
+        graph.constant(prefix + "W_tail", tail.reshape(site.outputs, -1, *kernel)),
+        graph.constant(prefix + "bias", site.bias.astype(np.float32)),
+    ]
+
+
+def test_inputs(graph: ModelGraph, site: Site, plan: SitePlan, names: tuple[str, ...]) -> list[gs.Constant]:
+    """The test's arrays in the op's input order."""
+    return [graph.constant(f"{site.name}/{name}", plan.parameters[name].astype(np.float32)) for name in names]
+
+
+def relu_inputs(graph: ModelGraph, site: Site) -> list[gs.Tensor]:
+    """``offset`` (a shared zero without one) and ``max``."""
+    if site.offset is None:
+        offset: gs.Tensor = graph.shared_constant("exprune/zero", np.zeros(1, np.float32))
+    else:
+        offset = gs.Variable(site.offset)
+    name = "exprune/infinity" if np.isinf(site.max) else f"exprune/max_{site.max:g}"
+    return [offset, graph.shared_constant(name, np.array([site.max], np.float32))]
+
+
+def relu_test_names(plan: SitePlan) -> tuple[str, ...]:
+    """Input names of a ReLU site's test."""
+    return {"Threshold": ("scale", "limit"), "Bound": ("radius", "slack"), "Stats": ()}[OP_SUFFIX[plan.test or ""]]
+
+
+def insert(
+    graph: ModelGraph,
+    site: Site,
+    op: str,
+    inputs: list[gs.Tensor],
+    attributes: dict[str, object],
+    checks: int,
+) -> tuple[str, str]:
+    """Puts the staged node in the place of the site's nodes.
+
+    Returns:
+        The names of the node and of its survivors output.
+    """
+    old = [node for node in graph.graph.nodes if node.outputs and node.outputs[0].name in site.nodes]
+    output = next(tensor for node in old for tensor in node.outputs if tensor.name == site.output)
+    survivors = gs.Variable(graph.unique_name(f"{site.output}/survivors"), np.int64)
+    name = graph.unique_name(f"{site.name}/{op}")
+    nodes = []
+    if site.transposed_input:
+        turned = gs.Variable(graph.unique_name(f"{site.name}/rows"), np.float32)
+        nodes.append(gs.Node("Transpose", f"{turned.name}/Transpose", {"perm": [1, 0]}, [inputs[0]], [turned]))
+        inputs = [turned, *inputs[1:]]
+    for node in old:
+        node.outputs.clear()
+        node.inputs.clear()
+    nodes.append(gs.Node(op, name, attributes, inputs, [output, survivors], domain=DOMAIN))
+    graph.replace(old, nodes)
+    shape = graph.shapes.get(site.output)
+    if shape is not None:
+        dtype = onnx.TensorProto.INT64 if site.kind == "argmax" else onnx.TensorProto.FLOAT
+        graph.declare(site.output, dtype, shape)
+    graph.declare(survivors.name, onnx.TensorProto.INT64, [checks])
+    return name, survivors.name

@@ -1,0 +1,132 @@
+"""Final Gemm or MatMul -> ArgMax.
+
+=============================================================  ==================================
+before                                                         after
+=============================================================  ==================================
+``Gemm`` or ``MatMul(X, W)`` [``-> Add(b)``]                   ``PrefixArgMax<Test>(X, order,
+[``-> Softmax, LogSoftmax, Sigmoid, Identity``, ``Mul`` or     ends, W_head, W_tail, b,
+``Div`` by a positive number, any of them]                     <test arrays>)``
+``-> ArgMax`` or ``TopK(k = 1)`` of which the index is used
+=============================================================  ==================================
+
+Algebra: the functions in between are strictly increasing along the class axis, so the index of
+the largest score is the index of the largest logit (up to ties that their rounding makes).
+A class leaves the race when what it can still gain does not reach the leader: the paper's
+Dominance Prediction. Only the classes that remain are finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from exprune_cli.graph import ModelGraph
+from exprune_cli.rules._linear import Linear, Reason, follow, only_reader, read_linear, small_constant
+from exprune_cli.rules._stage import OP_SUFFIX, chunk_inputs, insert, test_inputs
+from exprune_cli.sites import Site, SitePlan
+
+NAME = "argmax-gemm"
+
+_ALONG_AXIS = ("Softmax", "LogSoftmax")
+_TEST_NAMES = {"Threshold": ("scale", "shift", "margin"), "Bound": ("radius", "slack"), "Stats": ()}
+
+
+def match(graph: ModelGraph, node: gs.Node) -> Linear | Reason | None:
+    """The folded linear op and its monotone followers, up to and with the ArgMax."""
+    if node.op not in ("Gemm", "MatMul"):
+        return None
+    linear = read_linear(graph, node)
+    if isinstance(linear, Reason):
+        return None
+    linear = follow(graph, linear, offset=False)
+    while True:
+        end = only_reader(graph, linear.tensor)
+        if isinstance(end, Reason):
+            return None
+        if not _keeps_order(graph, linear, end):
+            break
+        linear = dataclasses.replace(linear, nodes=[*linear.nodes, end], tensor=end.outputs[0])
+    if end.domain or end.op not in ("ArgMax", "TopK"):
+        return None
+    index = end.outputs[-1]
+    return dataclasses.replace(linear, nodes=[*linear.nodes, end], tensor=index, stop=None)
+
+
+def check(graph: ModelGraph, linear: Linear) -> Reason | None:
+    """Refuses an end that is no ArgMax over the classes, and heads with nothing to skip."""
+    end = linear.nodes[-1]
+    if linear.outputs < 2:
+        return Reason("one-class", "it has one class: there is nothing to choose")
+    if linear.transposed_input:
+        return Reason("transposed-input", "a head that reads its input transposed is not staged")
+    axis = int(end.attrs.get("axis", 0 if end.op == "ArgMax" else -1))
+    if not _is_last(graph, linear, axis):
+        return Reason("argmax-axis", f"its {end.op} does not run over the classes (axis {axis})")
+    if end.op == "TopK":
+        k = small_constant(graph, end.inputs[1]) if len(end.inputs) > 1 else None
+        if k is None or np.size(k) != 1 or int(np.reshape(k, ())) != 1 or not end.attrs.get("largest", 1):
+            return Reason("topk", "its TopK is not k = 1 of the largest")
+        values = end.outputs[0]
+        if values.name and (graph.readers(values) or values.name in graph.outputs):
+            return Reason("topk-values", "the values of its TopK are used, not the index alone")
+    return None
+
+
+def site(graph: ModelGraph, linear: Linear) -> Site:
+    """The matched site."""
+    end = linear.nodes[-1]
+    return Site(
+        name=linear.name,
+        op=linear.node.op,
+        rule=NAME,
+        kind="argmax",
+        input=linear.input.name,
+        output=linear.tensor.name,
+        outputs=linear.outputs,
+        groups=linear.groups,
+        bias=linear.bias.astype(np.float32),
+        load_weight=linear.load_weight,
+        keepdims=end.op == "TopK" or bool(end.attrs.get("keepdims", 1)),
+        select_last_index=bool(end.attrs.get("select_last_index", 0)),
+        nodes=tuple(node.outputs[0].name for node in linear.nodes),
+    )
+
+
+def rewrite(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, str]:
+    """Stages the site; returns the names of the new node and its survivors output."""
+    suffix = OP_SUFFIX[plan.test or ""]
+    attributes: dict[str, object] = {
+        "keepdims": int(site.keepdims),
+        "select_last_index": int(site.select_last_index),
+    }
+    if suffix == "Stats":
+        attributes["z"] = plan.z
+    inputs: list[gs.Tensor] = [gs.Variable(site.input), *chunk_inputs(graph, site, plan)]
+    inputs += test_inputs(graph, site, plan, _TEST_NAMES[suffix])
+    return insert(graph, site, "PrefixArgMax" + suffix, inputs, attributes, checks=len(plan.ends) - 1)
+
+
+def _keeps_order(graph: ModelGraph, linear: Linear, node: gs.Node) -> bool:
+    if node.domain:
+        return False
+    if node.op in ("Identity", "Sigmoid"):
+        return True
+    if node.op in _ALONG_AXIS:
+        default = -1 if graph.model.opset >= 13 else 1
+        return _is_last(graph, linear, int(node.attrs.get("axis", default)))
+    if node.op in ("Mul", "Div"):
+        other = node.inputs[1] if node.inputs[0] is linear.tensor else node.inputs[0]
+        if node.op == "Div" and other is node.inputs[0]:
+            return False
+        factor = small_constant(graph, other)
+        if factor is None or factor.size != 1 or factor.ndim > 1:
+            return False
+        return 0 < float(factor.reshape(())) < np.inf
+    return False
+
+
+def _is_last(graph: ModelGraph, linear: Linear, axis: int) -> bool:
+    rank = 2 if linear.node.op == "Gemm" else graph.rank(linear.node.outputs[0].name)
+    return axis == -1 or (rank is not None and axis == rank - 1)

@@ -1,0 +1,122 @@
+// Dot products along the reduction: one row of weights with several rows of X at a time.
+#pragma once
+
+#include "simd.h"
+
+namespace exprune {
+namespace EXPRUNE_ISA {
+
+// Rows of X that share one pass over a row of weights: what the registers hold.
+constexpr int kDotRows = kLanes == 16 ? 4 : 2;
+
+// sums[r] = w . x[r] over k elements; squares[r] = sum of the squared terms, if Squares.
+//
+// Every row has four accumulators whatever Rows is, so a row's result does not depend on its company.
+// `ahead` (or null) is read next after w: its cache lines are fetched meanwhile.
+template <int Rows, bool Squares>
+__attribute__((noinline)) static void dots(const float* w, const float* const* x, int64_t k,
+                                           const float* ahead, float* sums, float* squares) {
+  constexpr int kUnroll = 4;
+  V acc[Rows][kUnroll] = {};
+  V sq[Squares ? Rows : 1][kUnroll] = {};
+  int64_t i = 0;
+  for (; i + kUnroll * kLanes <= k; i += kUnroll * kLanes) {
+    if (ahead) {
+      for (int line = 0; line < kUnroll * kLanes; line += 16) __builtin_prefetch(ahead + i + line);
+    }
+    for (int u = 0; u < kUnroll; u++) {
+      const V weight = load(w + i + u * kLanes);
+      for (int r = 0; r < Rows; r++) {
+        if (Squares) {
+          const V term = weight * load(x[r] + i + u * kLanes);
+          acc[r][u] += term;
+          sq[r][u] += term * term;
+        } else {
+          acc[r][u] += weight * load(x[r] + i + u * kLanes);
+        }
+      }
+    }
+  }
+  for (int u = 0; i < k; i += kLanes, u++) {
+    const bool whole = i + kLanes <= k;
+    const V weight = whole ? load(w + i) : load_first(w + i, k - i);
+    for (int r = 0; r < Rows; r++) {
+      const V term = weight * (whole ? load(x[r] + i) : load_first(x[r] + i, k - i));
+      // `u` counts at most kUnroll steps; a switch keeps the accumulators in registers.
+      switch (u) {
+        case 0:
+          acc[r][0] += term;
+          break;
+        case 1:
+          acc[r][1] += term;
+          break;
+        case 2:
+          acc[r][2] += term;
+          break;
+        default:
+          acc[r][3] += term;
+          break;
+      }
+      if (Squares) sq[r][0] += term * term;
+    }
+  }
+  for (int r = 0; r < Rows; r++) {
+    sums[r] = sum((acc[r][0] + acc[r][1]) + (acc[r][2] + acc[r][3]));
+    if (Squares) squares[r] = sum((sq[r][0] + sq[r][1]) + (sq[r][2] + sq[r][3]));
+  }
+}
+
+// The same for any number of rows. Results are added to sums[at[r]] and squares[at[r]].
+template <bool Squares>
+static inline void add_dots(const float* w, const float* const* x, const int64_t* at, int64_t rows, int64_t k,
+                            const float* ahead, float* sums, float* squares) {
+  float s[kDotRows], q[kDotRows];
+  int64_t r = 0;
+  while (r < rows) {
+    int step = 1;
+    if (rows - r >= kDotRows) {
+      dots<kDotRows, Squares>(w, x + r, k, ahead, s, q);
+      step = kDotRows;
+    } else if (rows - r >= 2) {
+      dots<2, Squares>(w, x + r, k, ahead, s, q);
+      step = 2;
+    } else {
+      dots<1, Squares>(w, x + r, k, ahead, s, q);
+    }
+    for (int i = 0; i < step; i++) {
+      sums[at[r + i]] += s[i];
+      if (Squares) squares[at[r + i]] += q[i];
+    }
+    ahead = nullptr;
+    r += step;
+  }
+}
+
+// X in the order of the reduction; rows [M, G]. Returns the squared norms of every chunk in double, so
+// that they neither overflow nor vanish: chunk_squares[c], if wanted.
+static inline void gather_row(const float* x, const int64_t* order, const int64_t* ends, int64_t chunks,
+                              float* out, double* chunk_squares) {
+  int64_t i = 0;
+  for (int64_t c = 0; c < chunks; c++) {
+    const int64_t first = i;
+    for (; i < ends[c]; i++) out[i] = x[order[i]];
+    if (!chunk_squares) continue;
+    double part[4] = {0, 0, 0, 0};
+    for (int64_t j = first; j < ends[c]; j++) part[j & 3] += static_cast<double>(out[j]) * out[j];
+    chunk_squares[c] = (part[0] + part[1]) + (part[2] + part[3]);
+  }
+}
+
+// From squares per chunk to norms[s] = the norm after chunk s, for s < checks, and norms[checks] = of all;
+// consecutive norms are `stride` apart.
+static inline void suffix_norms(const double* chunk_squares, int64_t checks, float* norms, int64_t stride) {
+  double total = 0;
+  for (int64_t c = checks; c >= 0; c--) {
+    total += chunk_squares[c];
+    const int64_t slot = c == 0 ? checks : c - 1;
+    norms[slot * stride] = static_cast<float>(__builtin_sqrt(total));
+  }
+}
+
+}  // namespace EXPRUNE_ISA
+}  // namespace exprune

@@ -1,0 +1,30 @@
+// Everything that is compiled once per instruction set, and its table.
+//
+// A file that includes this defines EXPRUNE_ISA (the namespace and name), EXPRUNE_LANES (floats in a
+// vector) and is compiled with that set's flags, see ISA_FLAGS in ../build.py.
+#pragma once
+
+#include "prefix_argmax.h"
+#include "prefix_conv.h"
+#include "prefix_gemm.h"
+#include "registry.h"
+#include "sparse_gemm.h"
+
+#define EXPRUNE_NAME_OF(name) #name
+#define EXPRUNE_NAME(name) EXPRUNE_NAME_OF(name)
+
+namespace exprune {
+namespace EXPRUNE_ISA {
+
+extern const Kernels kKernels;
+const Kernels kKernels = {
+    EXPRUNE_NAME(EXPRUNE_ISA),
+    {prefix_gemm<Threshold>, prefix_gemm<Stats>, prefix_gemm<Bound>},
+    {prefix_conv<Threshold>, prefix_conv<Stats>, prefix_conv<Bound>},
+    {prefix_argmax<ByInterval<ThresholdInterval>>, prefix_argmax<ByDominance>,
+     prefix_argmax<ByInterval<BoundInterval>>},
+    sparse_gemm,
+};
+
+}  // namespace EXPRUNE_ISA
+}  // namespace exprune

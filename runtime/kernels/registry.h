@@ -1,0 +1,109 @@
+// What the ops ask of the kernels: plain structs, one function pointer per kernel, one table per
+// instruction set. Kernels know nothing of ONNX Runtime; ops know nothing of instruction sets.
+//
+// Letters: N outputs, G reduction groups, T taps of a group, C chunks, S = C-1 checks, M rows.
+// All arguments have been checked by the op; kernels check nothing. A kernel returns false when it
+// could not get scratch memory or the parallel loop failed, and its outputs are then undefined.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../scratch.h"
+
+namespace exprune {
+
+enum TestKind { kThreshold = 0, kStats = 1, kBound = 2, kTestKinds = 3 };
+
+// Where a kernel's work runs, and its working memory.
+struct Env {
+  void* context;
+  // Runs task(user, i) for i in [0, tasks), possibly at the same time; false when that failed.
+  bool (*parallel)(void* context, size_t tasks, void (*task)(void*, size_t), void* user);
+  ScratchPool* per_call;
+  ScratchPool* per_task;
+};
+
+// The staged reduction that all prefix kernels share.
+struct Staged {
+  int64_t outputs;       // N
+  int64_t groups;        // G
+  int64_t taps;          // T
+  int64_t chunks;        // C >= 2
+  const int64_t* order;  // [G], a permutation: position p of the reduction reads group order[p]
+  const int64_t* ends;   // [C], cumulative groups; ends[C-1] == G
+  const float* head;     // [N, ends[0], T]
+  const float* tail;     // [N, G - ends[0], T]
+  const float* bias;     // [N]
+  // The test's parameters, each [S, N]. Threshold: scale, limit (ArgMax: scale, shift, margin);
+  // Bound: radius, slack; Stats: none.
+  const float* first;
+  const float* second;
+  const float* third;
+  float z;  // Stats only
+};
+
+// Y = alive ? min(max(P + bias + offset, 0), max) : 0
+struct Finish {
+  const float* offset;  // one element, or Y's shape if offset_full
+  bool offset_full;
+  float max;
+};
+
+struct GemmCall {
+  Staged staged;
+  Finish finish;
+  int64_t rows;        // M
+  const float* x;      // [M, G]
+  float* y;            // [M, N]
+  int64_t* survivors;  // [S]
+};
+
+// 1-D convolutions come as 2-D ones of height 1.
+struct ConvCall {
+  Staged staged;
+  Finish finish;
+  int64_t batch;
+  int64_t height, width;          // of X; height * width < 2^31
+  int64_t out_height, out_width;  // of Y; their product < 2^31
+  int64_t kernel_h, kernel_w;
+  int64_t stride_h, stride_w;
+  int64_t dilation_h, dilation_w;
+  int64_t pad_top, pad_left;
+  const float* x;      // [batch, G, height, width]
+  float* y;            // [batch, N, out_height, out_width]
+  int64_t* survivors;  // [S]
+};
+
+struct ArgMaxCall {
+  Staged staged;
+  int64_t rows;
+  bool select_last;
+  const float* x;      // [M, G]
+  int64_t* index;      // [M]
+  int64_t* survivors;  // [S]
+};
+
+struct SparseGemmCall {
+  int64_t rows, depth, columns;  // M, K, N
+  const float* x;                // [M, K]
+  const float* w;                // [K, N]
+  const float* bias;             // [N]
+  float* y;                      // [M, N]
+  int64_t* survivors;            // [1], how many x are not 0
+};
+
+struct Kernels {
+  const char* name;
+  bool (*prefix_gemm[kTestKinds])(const GemmCall&, const Env&);
+  bool (*prefix_conv[kTestKinds])(const ConvCall&, const Env&);
+  bool (*prefix_argmax[kTestKinds])(const ArgMaxCall&, const Env&);
+  bool (*sparse_gemm)(const SparseGemmCall&, const Env&);
+};
+
+// The table in use, chosen when the library is loaded: the best that the processor has, or what the
+// environment variable EXPRUNE_ISA names (avx512, avx2, portable, scalar). A named one that the processor
+// lacks falls back to the best one below it; an unknown name is ignored.
+const Kernels& kernels();
+
+}  // namespace exprune

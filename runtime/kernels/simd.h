@@ -1,0 +1,123 @@
+// Vectors of EXPRUNE_LANES floats, on GNU vector extensions with intrinsics where those fall short.
+//
+// Included once per instruction set, inside namespace exprune::EXPRUNE_ISA: everything here and in the
+// other kernel headers is compiled for that set, and must not leak out (no shared inline functions).
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if EXPRUNE_LANES > 4
+#include <immintrin.h>
+#endif
+
+namespace exprune {
+namespace EXPRUNE_ISA {
+
+constexpr int kLanes = EXPRUNE_LANES;
+
+typedef float V __attribute__((vector_size(4 * EXPRUNE_LANES)));
+typedef int32_t I __attribute__((vector_size(4 * EXPRUNE_LANES)));  // a mask: 0 or -1 per lane
+typedef float Vu __attribute__((vector_size(4 * EXPRUNE_LANES), aligned(4), may_alias));
+typedef int32_t Iu __attribute__((vector_size(4 * EXPRUNE_LANES), aligned(4), may_alias));
+
+static inline V load(const float* p) { return *reinterpret_cast<const Vu*>(p); }
+static inline I load(const int32_t* p) { return *reinterpret_cast<const Iu*>(p); }
+static inline void store(float* p, V v) { *reinterpret_cast<Vu*>(p) = v; }
+static inline void store(int32_t* p, I v) { *reinterpret_cast<Iu*>(p) = v; }
+
+static inline V splat(float s) { return s - V{}; }
+static inline I splat(int32_t s) { return s - I{}; }
+
+static inline I lanes() {
+  I v;
+  for (int i = 0; i < kLanes; i++) v[i] = i;
+  return v;
+}
+
+static inline V select(I mask, V yes, V no) {
+  return reinterpret_cast<V>((reinterpret_cast<I>(yes) & mask) | (reinterpret_cast<I>(no) & ~mask));
+}
+
+// The first n of the lanes, zeros in the others; 0 <= n < kLanes.
+static inline V load_first(const float* p, int64_t n) {
+#if EXPRUNE_LANES == 16
+  return reinterpret_cast<V>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+#else
+  float t[kLanes] = {};
+  memcpy(t, p, static_cast<size_t>(n) * sizeof(float));
+  return load(t);
+#endif
+}
+
+// One bit per lane.
+static inline uint32_t bits(I mask) {
+#if EXPRUNE_LANES == 16
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+#elif EXPRUNE_LANES == 8
+  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
+#else
+  uint32_t b = 0;
+  for (int i = 0; i < kLanes; i++) b |= (static_cast<uint32_t>(mask[i]) & 1u) << i;
+  return b;
+#endif
+}
+
+// base[offset] per lane; 0 where the offset is negative (padding).
+static inline V gather(const float* base, I offset) {
+#if EXPRUNE_LANES == 16
+  const __m512i o = reinterpret_cast<__m512i>(offset);
+  const __mmask16 inside = static_cast<__mmask16>(~_mm512_movepi32_mask(o));
+  return reinterpret_cast<V>(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, o, base, 4));
+#elif EXPRUNE_LANES == 8
+  const __m256i o = reinterpret_cast<__m256i>(offset);
+  const __m256 inside = reinterpret_cast<__m256>(~(offset >> 31));
+  return reinterpret_cast<V>(_mm256_mask_i32gather_ps(_mm256_setzero_ps(), base, o, inside, 4));
+#else
+  V v;
+  for (int i = 0; i < kLanes; i++) v[i] = offset[i] < 0 ? 0.0f : base[offset[i]];
+  return v;
+#endif
+}
+
+static inline V square_root(V v) {
+#if EXPRUNE_LANES == 16
+  return reinterpret_cast<V>(_mm512_sqrt_ps(reinterpret_cast<__m512>(v)));
+#elif EXPRUNE_LANES == 8
+  return reinterpret_cast<V>(_mm256_sqrt_ps(reinterpret_cast<__m256>(v)));
+#else
+  V r;
+  for (int i = 0; i < kLanes; i++) r[i] = __builtin_sqrtf(v[i]);
+  return r;
+#endif
+}
+
+// Sum over the lanes, halves first: the same tree on every call.
+static inline float sum(V v) {
+#if EXPRUNE_LANES == 16
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
+#elif EXPRUNE_LANES == 8
+  const __m256 w = reinterpret_cast<__m256>(v);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(w), _mm256_extractf128_ps(w, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+#else
+  return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
+}
+
+// The helpers below take one float or a vector of them, so that a test is written once.
+static inline V like(V, float s) { return splat(s); }
+static inline float like(float, float s) { return s; }
+static inline V absolute(V v) { return reinterpret_cast<V>(reinterpret_cast<I>(v) & splat(0x7fffffff)); }
+static inline float absolute(float v) { return __builtin_fabsf(v); }
+static inline float square_root(float v) { return __builtin_sqrtf(v); }
+static inline float select(bool mask, float yes, float no) { return mask ? yes : no; }
+
+static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+}  // namespace EXPRUNE_ISA
+}  // namespace exprune

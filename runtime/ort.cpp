@@ -1,0 +1,199 @@
+#include "ort.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <atomic>
+
+namespace exprune {
+
+static std::atomic<const OrtApi*> g_api{nullptr};
+
+const OrtApi* api() { return g_api.load(std::memory_order_acquire); }
+void set_api(const OrtApi* a) { g_api.store(a, std::memory_order_release); }
+
+OrtStatus* error(int code, const char* format, ...) {
+  char text[512];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof(text), format, arguments);
+  va_end(arguments);
+  return ort::CreateStatus::call(api(), code, text);
+}
+
+// For calls whose failure only means "not there".
+static bool ok(OrtStatus* status) {
+  if (status) ort::ReleaseStatus::call(api(), status);
+  return !status;
+}
+
+const char* shape_text(const int64_t* dims, int rank, char* text, size_t size) {
+  size_t used = static_cast<size_t>(snprintf(text, size, "["));
+  for (int i = 0; i < rank && used < size; i++) {
+    used += static_cast<size_t>(
+        snprintf(text + used, size - used, i ? ", %lld" : "%lld", static_cast<long long>(dims[i])));
+  }
+  if (used < size) snprintf(text + used, size - used, "]");
+  return text;
+}
+
+bool product(const int64_t* dims, int rank, int64_t* result) {
+  int64_t total = 1;
+  bool empty = false;
+  for (int i = 0; i < rank; i++) {
+    if (dims[i] < 0) return false;
+    empty = empty || dims[i] == 0;
+  }
+  for (int i = 0; i < rank && !empty; i++) {
+    if (__builtin_mul_overflow(total, dims[i], &total)) return false;
+  }
+  *result = empty ? 0 : total;
+  return true;
+}
+
+OrtStatus* Call::input(size_t index, const char* name, int type, Tensor* tensor) const {
+  const OrtValue* value = nullptr;
+  EXPRUNE_RETURN_IF_ERROR(ort::KernelContext_GetInput::call(api(), context, index, &value));
+  if (!value) return bad(name, "is missing");
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  EXPRUNE_RETURN_IF_ERROR(ort::GetTensorTypeAndShape::call(api(), value, &info));
+  int element = 0;
+  size_t rank = 0;
+  OrtStatus* status = ort::GetTensorElementType::call(api(), info, &element);
+  if (!status) status = ort::GetDimensionsCount::call(api(), info, &rank);
+  if (!status && rank <= kMaxRank) status = ort::GetDimensions::call(api(), info, tensor->dims, rank);
+  ort::ReleaseTensorTypeAndShapeInfo::call(api(), info);
+  if (status) return status;
+  if (element != type) return bad(name, "has the wrong element type");
+  if (rank > kMaxRank) return bad(name, "has %zu dimensions, at most %d are supported", rank, kMaxRank);
+  tensor->rank = static_cast<int>(rank);
+  if (!product(tensor->dims, tensor->rank, &tensor->count)) return bad(name, "is too large");
+  return ort::GetTensorMutableData::call(api(), const_cast<OrtValue*>(value), &tensor->data);
+}
+
+OrtStatus* Call::output(size_t index, const int64_t* dims, int rank, void** data) const {
+  *data = nullptr;
+  size_t outputs = 0;
+  EXPRUNE_RETURN_IF_ERROR(ort::KernelContext_GetOutputCount::call(api(), context, &outputs));
+  if (index >= outputs) return nullptr;
+  OrtValue* value = nullptr;
+  EXPRUNE_RETURN_IF_ERROR(
+      ort::KernelContext_GetOutput::call(api(), context, index, dims, static_cast<size_t>(rank), &value));
+  if (!value) return nullptr;
+  return ort::GetTensorMutableData::call(api(), value, data);
+}
+
+OrtStatus* Call::bad(const char* name, const char* format, ...) const {
+  char text[384];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof(text), format, arguments);
+  va_end(arguments);
+  return error(ort::kInvalidArgument, "%s: %s %s", op, name, text);
+}
+
+OrtStatus* Call::shape(const Tensor& tensor, const char* name, const char* meaning, const int64_t* dims,
+                       int rank) const {
+  bool same = tensor.rank == rank;
+  for (int i = 0; same && i < rank; i++) same = tensor.dims[i] == dims[i];
+  if (same) return nullptr;
+  char got[160], want[160];
+  return bad(name, "has shape %s, expected %s = %s", shape_text(tensor.dims, tensor.rank, got, sizeof(got)),
+             meaning, shape_text(dims, rank, want, sizeof(want)));
+}
+
+OrtStatus* attribute_ints(const OrtKernelInfo* info, const char* op, const char* name, int64_t* values,
+                          size_t capacity, size_t* count) {
+  *count = 0;
+  if (!ok(ort::KernelInfoGetAttributeArray_int64::call(api(), info, name, nullptr, count))) {
+    return error(ort::kInvalidArgument, "%s: attribute %s is missing", op, name);
+  }
+  if (*count > capacity) {
+    return error(ort::kInvalidArgument, "%s: attribute %s has %zu values, at most %zu are supported", op,
+                 name, *count, capacity);
+  }
+  return ort::KernelInfoGetAttributeArray_int64::call(api(), info, name, values, count);
+}
+
+bool attribute_int(const OrtKernelInfo* info, const char* name, int64_t* value) {
+  return ok(ort::KernelInfoGetAttribute_int64::call(api(), info, name, value));
+}
+
+bool attribute_float(const OrtKernelInfo* info, const char* name, float* value) {
+  return ok(ort::KernelInfoGetAttribute_float::call(api(), info, name, value));
+}
+
+void infer_input(const OrtShapeInferContext* context, size_t index, KnownShape* shape) {
+  shape->rank = 0;
+  OrtTensorTypeAndShapeInfo* info = nullptr;  // owned by the context
+  size_t rank = 0;
+  if (!ok(ort::ShapeInferContext_GetInputTypeShape::call(api(), context, index, &info)) || !info) return;
+  if (!ok(ort::GetDimensionsCount::call(api(), info, &rank)) || rank > kMaxRank) return;
+  if (!ok(ort::GetDimensions::call(api(), info, shape->dims, rank))) return;
+  if (!ok(ort::GetSymbolicDimensions::call(api(), info, shape->names, rank))) return;
+  shape->rank = static_cast<int>(rank);
+}
+
+OrtStatus* infer_output(const OrtShapeInferContext* context, size_t index, int type, KnownShape* shape) {
+  // An unknown dim must have a name, and dims of one name count as equal: so every one gets a new name.
+  static std::atomic<unsigned> serial{0};
+  char fresh[kMaxRank][32];
+  for (int i = 0; i < shape->rank; i++) {
+    if (shape->dims[i] >= 0) {
+      shape->names[i] = "";
+    } else if (!shape->names[i] || !shape->names[i][0]) {
+      snprintf(fresh[i], sizeof(fresh[i]), "exprune_dim_%u", serial.fetch_add(1, std::memory_order_relaxed));
+      shape->names[i] = fresh[i];
+    }
+  }
+  const size_t rank = static_cast<size_t>(shape->rank);
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  EXPRUNE_RETURN_IF_ERROR(ort::CreateTensorTypeAndShapeInfo::call(api(), &info));
+  OrtStatus* status = ort::SetTensorElementType::call(api(), info, type);
+  if (!status) status = ort::SetDimensions::call(api(), info, shape->dims, rank);
+  if (!status) status = ort::SetSymbolicDimensions::call(api(), info, shape->names, rank);
+  if (!status) status = ort::ShapeInferContext_SetOutputTypeShape::call(api(), context, index, info);
+  ort::ReleaseTensorTypeAndShapeInfo::call(api(), info);
+  return status;
+}
+
+bool infer_attribute_ints(const OrtShapeInferContext* context, const char* name, int64_t* values,
+                          size_t capacity, size_t* count) {
+  const OrtOpAttr* attribute = nullptr;
+  size_t bytes = 0;
+  if (!ok(ort::ShapeInferContext_GetAttribute::call(api(), context, name, &attribute)) || !attribute ||
+      !ok(ort::ReadOpAttr::call(api(), attribute, ort::kAttrInts, values, capacity * sizeof(int64_t),
+                                &bytes))) {
+    return false;
+  }
+  *count = bytes / sizeof(int64_t);
+  return *count <= capacity;
+}
+
+bool infer_attribute_int(const OrtShapeInferContext* context, const char* name, int64_t* value) {
+  const OrtOpAttr* attribute = nullptr;
+  size_t bytes = 0;
+  return ok(ort::ShapeInferContext_GetAttribute::call(api(), context, name, &attribute)) && attribute &&
+         ok(ort::ReadOpAttr::call(api(), attribute, ort::kAttrInt, value, sizeof(int64_t), &bytes));
+}
+
+bool Runner::parallel(void* self, size_t tasks, void (*task)(void*, size_t), void* user) {
+  Runner& runner = *static_cast<Runner*>(self);
+  if (tasks == 0) return true;
+  if (tasks == 1) {
+    task(user, 0);
+    return true;
+  }
+  // As many batches as tasks, up to a limit, so that threads that finish early take more.
+  const size_t batches = tasks < 64 ? tasks : 64;
+  runner.status = ort::KernelContext_ParallelFor::call(api(), runner.context, task, tasks, batches, user);
+  return !runner.status;
+}
+
+OrtStatus* Runner::result(bool done, const char* op) const {
+  if (status) return status;
+  return done ? nullptr : error(ort::kFail, "%s: out of memory", op);
+}
+
+}  // namespace exprune

@@ -1,0 +1,179 @@
+// Thin helpers over the C ABI: tensors, errors, attributes, shape inference, the op table.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include <new>
+
+#include "kernels/registry.h"
+#include "ort_abi.h"
+
+namespace exprune {
+
+// ONNX Runtime's function table; set when the library is first registered.
+const OrtApi* api();
+void set_api(const OrtApi* api);
+
+// An error with printf formatting. ONNX Runtime owns the result.
+OrtStatus* error(int code, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+#define EXPRUNE_RETURN_IF_ERROR(expression) \
+  do {                                      \
+    OrtStatus* status_ = (expression);      \
+    if (status_) return status_;            \
+  } while (0)
+
+constexpr int kMaxRank = 32;
+
+// A tensor's shape and data; a view, valid during one call.
+struct Tensor {
+  void* data = nullptr;
+  int rank = 0;
+  int64_t dims[kMaxRank] = {};
+  int64_t count = 0;
+
+  const float* floats() const { return static_cast<const float*>(data); }
+  const int64_t* ints() const { return static_cast<const int64_t*>(data); }
+};
+
+// "[2, 3]", for messages; returns `text`.
+const char* shape_text(const int64_t* dims, int rank, char* text, size_t size);
+
+// Product of dims; false when it overflows.
+bool product(const int64_t* dims, int rank, int64_t* result);
+
+// One call of one op: reads inputs, makes outputs, and words its errors "Op: input: what is wrong".
+struct Call {
+  OrtKernelContext* context;
+  const char* op;
+
+  OrtStatus* input(size_t index, const char* name, int type, Tensor* tensor) const;
+  // A null pointer for an output that the node does not ask for.
+  OrtStatus* output(size_t index, const int64_t* dims, int rank, void** data) const;
+  OrtStatus* bad(const char* input, const char* format, ...) const __attribute__((format(printf, 3, 4)));
+  // Checks an exact shape; `meaning` says what the dims are, e.g. "[S, N]".
+  OrtStatus* shape(const Tensor& tensor, const char* input, const char* meaning, const int64_t* dims,
+                   int rank) const;
+};
+
+// Attributes of a node at creation.
+OrtStatus* attribute_ints(const OrtKernelInfo* info, const char* op, const char* name, int64_t* values,
+                          size_t capacity, size_t* count);
+// False when the node does not have it.
+bool attribute_int(const OrtKernelInfo* info, const char* name, int64_t* value);
+bool attribute_float(const OrtKernelInfo* info, const char* name, float* value);
+
+// A shape during inference: a dim is a number, or unknown (-1) with or without a name.
+struct KnownShape {
+  int rank = 0;  // 0: unknown
+  int64_t dims[kMaxRank] = {};
+  const char* names[kMaxRank] = {};
+
+  void unknown(int axis) {
+    dims[axis] = -1;
+    names[axis] = "";
+  }
+};
+
+// Shape of input `index`; rank 0 when unknown.
+void infer_input(const OrtShapeInferContext* context, size_t index, KnownShape* shape);
+// Sets an output's type and shape. Only for outputs that every node has: ONNX Runtime 1.17 to 1.32 do not
+// check the index against the outputs that a node really lists.
+OrtStatus* infer_output(const OrtShapeInferContext* context, size_t index, int type, KnownShape* shape);
+bool infer_attribute_ints(const OrtShapeInferContext* context, const char* name, int64_t* values,
+                          size_t capacity, size_t* count);
+bool infer_attribute_int(const OrtShapeInferContext* context, const char* name, int64_t* value);
+
+// What every kernel object has: the working memory of its node.
+struct KernelBase {
+  ScratchPool per_call;
+  ScratchPool per_task;
+};
+
+// Runs kernels on the session's own threads, and keeps the status when that fails.
+struct Runner {
+  OrtKernelContext* context;
+  OrtStatus* status = nullptr;
+
+  Env env(KernelBase& kernel) { return {this, parallel, &kernel.per_call, &kernel.per_task}; }
+  static bool parallel(void* self, size_t tasks, void (*task)(void*, size_t), void* user);
+  // The op's result, given the kernel's.
+  OrtStatus* result(bool done, const char* op) const;
+};
+
+// An entry of the op table. Kernel provides:
+//   const char* op                                 set by create
+//   OrtStatus* create(const OrtKernelInfo*)        reads and checks the attributes
+//   OrtStatus* compute(OrtKernelContext*)
+//   static OrtStatus* infer(const OrtShapeInferContext*)
+//   static constexpr Signature kSignature
+struct Signature {
+  int inputs;
+  uint32_t int_inputs;  // bit i: input i is int64, otherwise float
+  bool int_output;      // the first output is int64, otherwise float; the second, survivors, always is
+};
+
+template <class Kernel>
+struct Op : OrtCustomOp {
+  const char* name;
+
+  explicit Op(const char* op_name) : OrtCustomOp(), name(op_name) {
+    version = ort::kApiVersion;
+    GetName = [](const OrtCustomOp* o) { return static_cast<const Op*>(o)->name; };
+    GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // CPU
+    GetInputTypeCount = [](const OrtCustomOp*) { return static_cast<size_t>(Kernel::kSignature.inputs); };
+    GetInputType = [](const OrtCustomOp*, size_t i) {
+      return (Kernel::kSignature.int_inputs >> i) & 1 ? ort::kInt64 : ort::kFloat;
+    };
+    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 2; };
+    GetOutputType = [](const OrtCustomOp*, size_t i) {
+      return i == 1 || Kernel::kSignature.int_output ? ort::kInt64 : ort::kFloat;
+    };
+    GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return ort::kRequired; };
+    GetOutputCharacteristic = [](const OrtCustomOp*, size_t i) {
+      return i ? ort::kOptional : ort::kRequired;
+    };
+    GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };
+    GetVariadicInputMinArity = GetVariadicInputHomogeneity = GetVariadicOutputMinArity =
+        GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
+    CreateKernelV2 = [](const OrtCustomOp* o, const OrtApi*, const OrtKernelInfo* info, void** out) {
+      *out = nullptr;
+      void* memory = malloc(sizeof(Kernel));
+      if (!memory) return error(ort::kFail, "%s: out of memory", static_cast<const Op*>(o)->name);
+      Kernel* kernel = new (memory) Kernel();
+      kernel->op = static_cast<const Op*>(o)->name;
+      OrtStatus* status = kernel->create(info);
+      if (status) {
+        destroy(kernel);
+      } else {
+        *out = kernel;
+      }
+      return status;
+    };
+    KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+      return static_cast<Kernel*>(kernel)->compute(context);
+    };
+    KernelDestroy = destroy;
+    InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) {
+      return Kernel::infer(context);
+    };
+    GetStartVersion = [](const OrtCustomOp*) { return 1; };
+    GetEndVersion = [](const OrtCustomOp*) { return 0x7fffffff; };
+  }
+
+  static void destroy(void* kernel) {
+    if (!kernel) return;
+    static_cast<Kernel*>(kernel)->~Kernel();
+    free(kernel);
+  }
+};
+
+// The ops of each file, in the order of the tests where it has three.
+const OrtCustomOp* const* prefix_gemm_ops(size_t* count);
+const OrtCustomOp* const* prefix_conv_ops(size_t* count);
+const OrtCustomOp* const* prefix_argmax_ops(size_t* count);
+const OrtCustomOp* const* sparse_gemm_ops(size_t* count);
+
+}  // namespace exprune

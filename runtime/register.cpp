@@ -1,0 +1,67 @@
+// The library's two entry points.
+#include <pthread.h>
+#include <stdio.h>
+
+#include "ort.h"
+
+#ifndef EXPRUNE_VERSION
+#define EXPRUNE_VERSION "unknown"
+#endif
+
+#define EXPRUNE_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace exprune {
+
+// Made once, then shared by all sessions, and never released: sessions may outlive every owner we could name.
+static OrtCustomOpDomain* g_domain = nullptr;
+static pthread_mutex_t g_mutex = PTHREAD_MUTEX_INITIALIZER;
+
+static OrtStatus* make_domain() {
+  OrtCustomOpDomain* domain = nullptr;
+  EXPRUNE_RETURN_IF_ERROR(ort::CreateCustomOpDomain::call(api(), "com.exprune", &domain));
+  using List = const OrtCustomOp* const* (*)(size_t*);
+  const List lists[] = {prefix_gemm_ops, prefix_conv_ops, prefix_argmax_ops, sparse_gemm_ops};
+  for (List list : lists) {
+    size_t count = 0;
+    const OrtCustomOp* const* ops = list(&count);
+    for (size_t i = 0; i < count; i++) {
+      OrtStatus* status = ort::CustomOpDomain_Add::call(api(), domain, ops[i]);
+      if (status) {
+        ort::ReleaseCustomOpDomain::call(api(), domain);
+        return status;
+      }
+    }
+  }
+  g_domain = domain;
+  return nullptr;
+}
+
+}  // namespace exprune
+
+// Adds the domain com.exprune to a session's options; called by ONNX Runtime.
+EXPRUNE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  using namespace exprune;
+  const OrtApi* found = base->GetApi(ort::kApiVersion);
+  if (!found) {
+    const OrtApi* oldest = base->GetApi(1);
+    if (!oldest) return nullptr;
+    char text[160];
+    snprintf(text, sizeof(text), "exprune's kernels need ONNX Runtime 1.17 or newer, this is %s",
+             base->GetVersionString());
+    return ort::CreateStatus::call(oldest, ort::kFail, text);
+  }
+  pthread_mutex_lock(&g_mutex);
+  set_api(found);
+  OrtStatus* status = g_domain ? nullptr : make_domain();
+  pthread_mutex_unlock(&g_mutex);
+  if (status) return status;
+  return ort::AddCustomOpDomain::call(api(), options, g_domain);
+}
+
+static char g_info[64];
+__attribute__((constructor)) static void make_info() {
+  snprintf(g_info, sizeof(g_info), "exprune %s isa=%s", EXPRUNE_VERSION, exprune::kernels().name);
+}
+
+// "exprune 0.1.0 isa=avx512"
+EXPRUNE_EXPORT const char* exprune_runtime_info() { return g_info; }

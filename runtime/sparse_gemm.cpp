@@ -1,0 +1,71 @@
+// SparseGemm: Y = X W + bias, reading only the rows of W whose x is not 0.
+#include "ort.h"
+
+namespace exprune {
+
+struct SparseGemm : KernelBase {
+  static constexpr Signature kSignature = {3, 0, false};
+
+  const char* op = nullptr;
+
+  OrtStatus* create(const OrtKernelInfo*) { return nullptr; }
+
+  OrtStatus* compute(OrtKernelContext* context) {
+    const Call call = {context, op};
+    Tensor x, w, bias;
+    EXPRUNE_RETURN_IF_ERROR(call.input(0, "X", ort::kFloat, &x));
+    EXPRUNE_RETURN_IF_ERROR(call.input(1, "W", ort::kFloat, &w));
+    EXPRUNE_RETURN_IF_ERROR(call.input(2, "bias", ort::kFloat, &bias));
+    if (x.rank < 1) return call.bad("X", "must have at least one dimension");
+    const int last = x.rank - 1;
+    if (w.rank != 2) return call.bad("W", "must have two dimensions, [K, N]");
+    const int64_t w_dims[2] = {x.dims[last], w.dims[1]};
+    EXPRUNE_RETURN_IF_ERROR(call.shape(w, "W", "[K, N]", w_dims, 2));
+    EXPRUNE_RETURN_IF_ERROR(call.shape(bias, "bias", "[N]", w_dims + 1, 1));
+    if (x.dims[last] > INT32_MAX) return call.bad("X", "has too many features");
+
+    int64_t y_dims[kMaxRank], y_count;
+    for (int i = 0; i < last; i++) y_dims[i] = x.dims[i];
+    y_dims[last] = w.dims[1];
+    SparseGemmCall gemm = {};
+    if (!product(y_dims, x.rank, &y_count) || !product(x.dims, last, &gemm.rows)) {
+      return call.bad("X", "makes Y too large");
+    }
+    void* y = nullptr;
+    EXPRUNE_RETURN_IF_ERROR(call.output(0, y_dims, x.rank, &y));
+    int64_t one = 1, uncounted = 0;
+    void* survivors = nullptr;
+    EXPRUNE_RETURN_IF_ERROR(call.output(1, &one, 1, &survivors));
+    gemm.depth = x.dims[last];
+    gemm.columns = w.dims[1];
+    gemm.x = x.floats();
+    gemm.w = w.floats();
+    gemm.bias = bias.floats();
+    gemm.y = static_cast<float*>(y);
+    gemm.survivors = survivors ? static_cast<int64_t*>(survivors) : &uncounted;
+    Runner runner = {context};
+    return runner.result(kernels().sparse_gemm(gemm, runner.env(*this)), op);
+  }
+
+  static OrtStatus* infer(const OrtShapeInferContext* context) {
+    KnownShape shape, weights;
+    infer_input(context, 0, &shape);
+    infer_input(context, 1, &weights);
+    if (shape.rank < 1) return nullptr;
+    shape.unknown(shape.rank - 1);
+    if (weights.rank == 2) {
+      shape.dims[shape.rank - 1] = weights.dims[1];
+      shape.names[shape.rank - 1] = weights.names[1];
+    }
+    return infer_output(context, 0, ort::kFloat, &shape);
+  }
+};
+
+const OrtCustomOp* const* sparse_gemm_ops(size_t* count) {
+  static const Op<SparseGemm> op("SparseGemm");
+  static const OrtCustomOp* const ops[] = {&op};
+  *count = 1;
+  return ops;
+}
+
+}  // namespace exprune
