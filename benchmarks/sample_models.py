@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=CASES, action="append", help="default: all")
     parser.add_argument("--test", choices=("calibrated", "threshold", "stats"), action="append")
-    parser.add_argument("--max-drop", type=float, default=0.01)
+    parser.add_argument("--max-drop", type=float, default=0.005)
     args = parser.parse_args()
     print("| model | test | MFLOPs a sample | cut | accuracy | staged | drop | samples | optimize took |")
     print("| --- | --- | --: | --: | --: | --: | --: | --: | --: |")

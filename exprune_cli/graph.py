@@ -54,6 +54,7 @@ class ModelGraph:
         inputs = {value.name for value in proto.graph.input} if proto.ir_version >= 4 else set()
         self.overridable = inputs & {tensor.name for tensor in proto.graph.initializer}
         self._readers = Counter(_read_names(proto.graph))
+        self._symbols = set(_symbols(proto.graph))
         self._new_values: list[onnx.ValueInfoProto] = []
         self._new_constants: dict[str, onnx.TensorProto] = {}
 
@@ -102,8 +103,13 @@ class ModelGraph:
         return self.constant(name, values)
 
     def declare(self, name: str, dtype: int, shape: Iterable[int | str | None]) -> None:
-        """Adds a value_info, so that neighbours see the staged output's rank."""
-        self._new_values.append(onnx.helper.make_tensor_value_info(name, dtype, list(shape)))
+        """Adds a value_info, so that neighbours see the staged output's rank.
+
+        Symbols that the model does not use itself are left out: shape inference makes names up, and
+        ONNX Runtime takes equal names for equal sizes when it shares buffers.
+        """
+        known = [size if isinstance(size, int) or size in self._symbols else None for size in shape]
+        self._new_values.append(onnx.helper.make_tensor_value_info(name, dtype, known))
 
     def replace(self, old: list[gs.Node], new: list[gs.Node]) -> None:
         """Puts ``new`` where the last of ``old`` stood; the order stays topological."""
@@ -195,6 +201,12 @@ def _drop_unread_constants(
             return nodes
         gone = {id(node) for node in dead}
         nodes = [node for node in nodes if id(node) not in gone]
+
+
+def _symbols(graph: onnx.GraphProto) -> Iterator[str]:
+    """The names that a graph's inputs give to unknown sizes."""
+    for value in graph.input:
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim if dim.dim_param)
 
 
 def _read_names(graph: onnx.GraphProto) -> Iterator[str]:

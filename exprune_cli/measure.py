@@ -47,7 +47,7 @@ def measure(
     proto: onnx.ModelProto,
     data: DataSet,
     *,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     baseline: onnx.ModelProto | Baseline | None = None,
     metric: str | None = None,
     progress: Progress | None = None,
@@ -62,7 +62,8 @@ def measure(
     Args:
         proto: The model, optimised or not. For one that is not, spent equals dense.
         data: Its samples.
-        batch_size: Samples per run, for models with a dynamic batch.
+        batch_size: Samples per run, for models with a dynamic batch; None for as many as make up
+            4 MiB of input, at most 32.
         baseline: The model to compare with; a :class:`Baseline` to compare several with it.
         metric: See :mod:`exprune_cli.metrics`; None for what fits the model and the data.
         progress: Where progress is shown.
@@ -86,7 +87,7 @@ def measure(
     scorer: Scorer | None = Scorer(proto, data, metric, baseline=baseline is not None)
     if progress is not None:
         progress.stage("measuring", len(data))
-    for batch in data.batches(batch_size):
+    for batch in data.batches(batch_size or _fitting_batch(data)):
         values = run(session, batch.feeds, batch.where, [*outputs, *counter.survivor_names])
         counter.add(batch.feeds, values[len(outputs) :], batch.count, batch.where)
         dense = reference.outputs(batch, outputs) if reference is not None else None
@@ -110,6 +111,12 @@ def measure(
         scores_baseline=scorer.baseline_scores,
         agreement=scorer.agreement,
     )
+
+
+def _fitting_batch(data: DataSet) -> int:
+    first = next(iter(data.batches(1)), None)
+    size = sum(value.nbytes for value in first.feeds.values()) if first else 0
+    return max(1, min(32, 2**22 // max(size, 1)))
 
 
 class Baseline:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: Tests that can change results, and so are verified on held-out samples.
 LOSSY = ("stats", "threshold", "calibrated")
 #: The drop that is allowed when none is given.
-DEFAULT_MAX_DROP = 0.01
+DEFAULT_MAX_DROP = 0.005
 #: The step of the knob that is taken when there are no samples to verify on.
 UNVERIFIED_BUDGET = 0.003
 _CALIBRATION_SAMPLES = 2000
@@ -90,7 +90,7 @@ def optimize_model(
         data: Samples. Those that the statistics did not see verify the drop.
         test: ``auto`` (``calibrated`` with statistics, else ``bound``) or one of ``TESTS``.
         objective: ``latency`` or ``flops``.
-        max_drop: Largest drop of the metric; 0.01 if a test can change results.
+        max_drop: Largest drop of the metric; 0.005 if a test can change results.
         confidence: Asks for a certificate at this level.
         metric: See :mod:`exprune_cli.metrics`.
         exclude: Glob patterns of sites to leave dense.

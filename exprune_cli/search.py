@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 #: Samples that a search without a certificate looks at, at most.
 SEARCH_SAMPLES = 2000
-_BATCH = 32
 #: Metrics whose scores are in [0, 1]: what the p-value needs.
 _BOUNDED = ("accuracy", "agreement")
 
@@ -146,9 +145,7 @@ def evaluate(
     proto, records = rewrite(model, sites, plans)
     proto = own(proto, model)
     write_record(proto, Record("exprune", model.sha256, "flops", "", records))
-    result = measure(
-        proto, samples, batch_size=_BATCH, baseline=baseline, metric=gate.metric, progress=progress
-    )
+    result = measure(proto, samples, baseline=baseline, metric=gate.metric, progress=progress)
     before, after = result.scores_baseline, result.scores_optimized
     if before is None or after is None:
         raise ExpruneError("no metric fits the model's outputs: give one with --metric")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import onnx
@@ -27,10 +28,9 @@ def infer_shapes(proto: onnx.ModelProto, fixed: dict[str, tuple[int, ...]] | Non
         unknown rank are absent. If the model defeats inference: what it declares itself.
     """
     skeleton = _skeleton(proto, fixed or {})
-    try:
+    # onnx raises several unrelated types here; what the model declares still holds.
+    with contextlib.suppress(Exception):
         skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
-    except Exception:  # onnx raises several unrelated types here; declared shapes still hold
-        pass
     shapes: dict[str, Dims] = {}
     graph = skeleton.graph
     for value in (*graph.value_info, *graph.input, *graph.output):

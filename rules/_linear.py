@@ -131,7 +131,7 @@ def _constant_node(node: gs.Node) -> ConstantRef | Reason | None:
             return _reference(value)
         if key in ("value_float", "value_floats", "value_int", "value_ints"):
             array = np.asarray(value, np.float32 if "float" in key else np.int64)
-            return ConstantRef(node.outputs[0].name, array.shape, array.dtype, lambda: array)
+            return ConstantRef(node.outputs[0].name, array.shape, array.dtype, lambda array=array: array)
     return None
 
 

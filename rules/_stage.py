@@ -62,7 +62,6 @@ def insert(
     op: str,
     inputs: list[gs.Tensor],
     attributes: dict[str, object],
-    checks: int,
 ) -> tuple[str, str]:
     """Puts the staged node in the place of the site's nodes.
 
@@ -87,5 +86,6 @@ def insert(
     if shape is not None:
         dtype = onnx.TensorProto.INT64 if site.kind == "argmax" else onnx.TensorProto.FLOAT
         graph.declare(site.output, dtype, shape)
-    graph.declare(survivors.name, onnx.TensorProto.INT64, [checks])
+    # No value_info for the survivors: with a known shape, ONNX Runtime 1.17 plans the buffer of this
+    # output that nobody reads into memory that another tensor still uses.
     return name, survivors.name

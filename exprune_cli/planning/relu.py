@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from exprune_cli.flops import TEST_COST
 from exprune_cli.planning import bound, calibrated, chunks, stats, threshold
+from exprune_cli.planning.prices import choose, prices
 from exprune_cli.sites import Site, SitePlan, SiteStatistics
 
-#: Earlier checks pay a lower price: what they leave, a later check can still decide.
-_EARLIER = 0.4
 _MOST_CHECKS = 3
-#: Elements (rows x outputs) that the choice of checks looks at; the fits use all rows.
-_SEARCH_ELEMENTS = 2**19
 #: A further check must save this share of the site's FLOPs more.
 _WORTH = 0.003
-
-
-@dataclass(frozen=True)
-class _Choice:
-    checks: tuple[int, ...]
-    price: float
-    saved: float
-    pruned: tuple[float, ...]
-    lost: float
 
 
 def plan_relu(
@@ -77,27 +64,26 @@ def _plan_calibrated(
     sums = chunks.partial_sums(statistics.rows, weight, order, ends)
     offset = chunks.known_offset(site, statistics)
     fits = [calibrated.fit(total, sums[-1]) for total in sums[:-1]]
-    rows = slice(0, max(64, _SEARCH_ELEMENTS // site.outputs))
-    losses = [_expected(f, total[rows], _rows_of(offset, rows)) for f, total in zip(fits, sums, strict=False)]
-    energy = _output_energy(site, sums[-1][rows] + _rows_of(offset, rows))
+    losses = [_expected(f, total, offset) for f, total in zip(fits, sums, strict=False)]
+    energy = _output_energy(site, sums[-1] + offset)
     plans = []
-    for budget in budgets:
-        choice = _choose_checks(site, ends, losses, energy, budget)
+    for choice in choose(losses, energy, ends, site.groups, budgets, _test_share(site, "calibrated", 1)):
         if choice is None:
             plans.append(dense(site, "no check saves more than it costs within the budget"))
             continue
-        at = choice.checks
-        prices = _prices(choice.price, [ends[i] for i in at], site.groups)
+        at = [ends[i] for i in choice.checks]
         plans.append(
             SitePlan(
                 site.name,
                 staged=True,
-                reason=_reason([ends[i] for i in at], site.groups),
+                reason=_reason(at, site.groups),
                 estimate="prefix",
                 test="calibrated",
                 order=order,
-                ends=(*(ends[i] for i in at), site.groups),
-                parameters=calibrated.limits([fits[i] for i in at], prices),
+                ends=(*at, site.groups),
+                parameters=calibrated.limits(
+                    [fits[i] for i in choice.checks], prices(choice.price, at, site.groups)
+                ),
                 pruned=choice.pruned,
                 lost_energy=choice.lost,
             )
@@ -105,73 +91,11 @@ def _plan_calibrated(
     return plans
 
 
-def _rows_of(offset: np.ndarray, rows: slice) -> np.ndarray:
-    return offset[rows] if offset.ndim == 2 else offset
-
-
 def _expected(fit: calibrated.Fit, partial: np.ndarray, offset: np.ndarray) -> np.ndarray:
     u = (partial * fit.slope + fit.intercept + offset) / fit.sigma
     loss = np.square(fit.sigma) * calibrated.expected_loss(u)
     # Only outputs that are expected to be negative are ever pruned.
     return np.where(u < 0, loss, np.inf).astype(np.float32)
-
-
-def _prices(price: float, ends: Sequence[int], groups: int) -> list[float]:
-    last = len(ends) - 1
-    return [price * (1 - end / groups) * (1 if i == last else _EARLIER) for i, end in enumerate(ends)]
-
-
-def _choose_checks(
-    site: Site, ends: Sequence[int], losses: Sequence[np.ndarray], energy: np.ndarray, budget: float
-) -> _Choice | None:
-    """Forward selection: the best single check, then further ones while they pay."""
-    allowed = budget * float(energy.sum())
-    best: _Choice | None = None
-    tried: tuple[int, ...] = ()
-    for _ in range(_MOST_CHECKS):
-        options = [tuple(sorted((*tried, i))) for i in range(len(ends)) if i not in tried]
-        found = [_spend(site, ends, losses, energy, allowed, option) for option in options]
-        if not found:
-            break
-        top = max(found, key=lambda choice: choice.saved)
-        if top.saved <= (best.saved + _WORTH if best else _WORTH):
-            break
-        best, tried = top, top.checks
-    return best
-
-
-def _spend(
-    site: Site,
-    ends: Sequence[int],
-    losses: Sequence[np.ndarray],
-    energy: np.ndarray,
-    allowed: float,
-    checks: tuple[int, ...],
-) -> _Choice:
-    """The highest price at which these checks lose no more energy than allowed."""
-    at = [ends[i] for i in checks]
-    cost = _test_share(site, "calibrated", 1)
-
-    def outcome(price: float) -> _Choice:
-        decided = np.zeros(energy.shape, bool)
-        shares = []
-        for check, limit in zip(checks, _prices(price, at, site.groups), strict=True):
-            decided |= losses[check] <= limit
-            shares.append(float(decided.mean()))
-        saved = chunks.saved_share(at, site.groups, shares, cost)
-        lost = float(energy[decided].sum())
-        return _Choice(checks, price, saved, tuple(shares), lost)
-
-    scale = float(energy.mean()) + 1e-30
-    low, high = np.log(scale * 1e-8), np.log(scale * 1e2)
-    for _ in range(14):
-        middle = (low + high) / 2
-        low, high = (middle, high) if outcome(float(np.exp(middle))).lost <= allowed else (low, middle)
-    choice = outcome(float(np.exp(low)))
-    total = float(energy.sum()) + 1e-30
-    if choice.lost > allowed:
-        return _Choice(checks, choice.price, -np.inf, choice.pruned, choice.lost / total)
-    return _Choice(checks, choice.price, choice.saved, choice.pruned, choice.lost / total)
 
 
 def _reason(ends: Sequence[int], groups: int) -> str:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from digits_data import views  # noqa: E402
+from digits_data import views
 
 SIZE, BATCH = 32, 64
 

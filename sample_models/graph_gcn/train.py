@@ -25,7 +25,7 @@ from torch.nn import functional as F
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from digits_data import views  # noqa: E402
+from digits_data import views
 
 NODES, NEIGHBOURS, WIDTH = 200, 6, 512
 #: How strongly the views are distorted, as a share of what ``digits_resnet`` sees.

@@ -88,7 +88,7 @@ def random_site(rng, family: str, kind: str, outputs: int, groups: int, taps: in
     """A site whose checks decide a fair share of the outputs."""
     ends = random_ends(rng, groups, chunks)
     shape = (len(ends) - 1, outputs)
-    real = lambda *s: rng.standard_normal(s).astype(np.float32)  # noqa: E731
+    real = lambda *s: rng.standard_normal(s).astype(np.float32)
     fan = math.sqrt(groups * taps)
     parameters = {
         "scale": np.abs(real(*shape)) + np.float32(0.5),

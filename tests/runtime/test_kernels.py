@@ -64,7 +64,7 @@ def test_prefix_gemm(library, kind, seed, lead, outputs, groups, chunks, full, c
 @relaxed
 @given(data=st.data(), seed=seeds, rank=st.sampled_from([1, 2]))
 def test_prefix_conv(library, kind, data, seed, rank):
-    draw = lambda values: data.draw(st.sampled_from(values))  # noqa: E731
+    draw = lambda values: data.draw(st.sampled_from(values))
     rng = np.random.default_rng(seed)
     kernel = tuple(draw([1, 2, 3, 5]) for _ in range(rank))
     strides = tuple(draw([1, 1, 2, 3]) for _ in range(rank))
@@ -143,7 +143,7 @@ def test_prefix_argmax(library, kind, seed, lead, outputs, groups, chunks, keep,
 def test_ties_of_exact_scores(library, kind, seed, last, outputs):
     """Small integers: sums are exact, so ties are ties and nothing is too close to call."""
     rng = np.random.default_rng(seed)
-    whole = lambda *s: rng.integers(-2, 3, s).astype(np.float32)  # noqa: E731
+    whole = lambda *s: rng.integers(-2, 3, s).astype(np.float32)
     site = random_site(rng, "ArgMax", kind, outputs, 8, 1, 3)
     if kind == "Stats":
         site.ends, site.z = np.array([4, 8], np.int64), -1e6 * 1.0

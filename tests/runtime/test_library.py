@@ -34,7 +34,7 @@ def symbols(path, *options):
     text = subprocess.run(
         ["nm", "-C", *options, str(path)], capture_output=True, text=True, check=True
     ).stdout
-    return [m.groups() for m in re.finditer(r"^[0-9a-f ]{16,18} ([A-Za-z]) (.+)$", text, re.M)]
+    return [m.groups() for m in re.finditer(r"^[0-9a-f ]{16,18} ([A-Za-z]) (.+)$", text, re.MULTILINE)]
 
 
 def test_it_needs_libc_and_libm_only():

@@ -64,7 +64,7 @@ def test_concurrent_runs_of_one_session(best_library, family):
     for n in range(12):
         x = inputs["X"]
         feeds.append({**inputs, "X": x[..., : 5 + n % 4] if family == "Conv" else x[: 1 + 3 * n]})
-    run_once = lambda feed: shared.run(None, feed)  # noqa: E731
+    run_once = lambda feed: shared.run(None, feed)
     expected = [run_once(feed) for feed in feeds]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(3):
