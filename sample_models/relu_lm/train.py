@@ -1,292 +1,393 @@
-"""Trains and exports ``relu_lm``: a small decoder language model with ReLU feed-forward layers.
+"""Train a small decoder-only language model with ReLU feed-forward layers and export it to ONNX.
 
-Vaswani et al., Attention Is All You Need (2017), as a decoder: three blocks of causal attention
-and a ReLU feed-forward layer of eight times the width, each behind an RMSNorm; the embedding is
-the head's weight, too. Text: the documentation that every Python carries, that is the help topics
-of ``pydoc`` and the docstrings of the standard library. Written twice, as the whole sequence and as
-one decode step with a cache of keys and values. About 20 minutes on one core (OMP_NUM_THREADS=1):
+Network (Vaswani et al., arXiv 1706.03762, pre-norm): token and learned position embeddings, blocks
+of causal attention and Linear-ReLU-Linear, a last LayerNorm, a head that shares the embedding's
+weights, ArgMax.  The loss is plain cross entropy: nothing favours zeros (--sparsity would add an L1
+penalty on the ReLU outputs).  Exported twice:
 
-    python sample_models/relu_lm/train.py
+* relu_lm.onnx: 'tokens' int64 [batch, time] -> 'next' int64 [batch, time], time at most 64;
+* relu_lm_step.onnx: 'token' int64 [batch, 1], 'past_keys' and 'past_values' float32
+  [layers, batch, heads, past, head_dim], past at most 63 and possibly 0
+  -> 'next' int64 [batch, 1], 'keys' and 'values', the caches grown by one.
+
+Data: the standard library's .py files of the running Python (PSF licence), without test packages,
+in name order; whole files go to train / calibration / test by the CRC of their names.  The tokens
+come from a byte-pair encoding trained on the training files (Sennrich et al., arXiv 1508.07909),
+kept in tokenizer.json.  Another Python version has other text, hence another model.
+
+    python sample_models/relu_lm/train.py        (about 7 minutes on one core)
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import math
+import heapq
+import json
+import re
+import sys
 import sysconfig
 import time
-import warnings
 import zlib
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 HERE = Path(__file__).resolve().parent
-VOCABULARY, WIDTH, HIDDEN, LAYERS, HEADS, LENGTH = 8192, 192, 1536, 3, 4, 64
-HEAD = WIDTH // HEADS
+sys.path.insert(0, str(HERE.parent))
+import common  # noqa: E402
+
+CONTEXT = 64
+SEPARATOR = 0  # the zero byte, which no source file holds, stands before each file
+PIECES = re.compile(r"\n *| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s")
+SKIPPED = {"test", "tests", "idlelib", "lib2to3", "ensurepip", "site-packages", "dist-packages", "__pycache__"}
 
 
-# --- text ------------------------------------------------------------------------------------
-
-
-def documents() -> dict[str, list[str]]:
-    """Documents by split. The split of a file or topic depends on its name alone."""
-    from pydoc_data.topics import topics
-
-    found = {f"topic/{name}": text for name, text in topics.items()}
-    library = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(library.rglob("*.py")):
-        name = path.relative_to(library).as_posix()
-        if name.startswith(("site-packages", "test/", "idlelib", "lib2to3", "ensurepip")) or "/test" in name:
+def read_texts() -> dict[str, list[str]]:
+    """Return the texts of the standard library's modules by split."""
+    root = Path(sysconfig.get_path("stdlib"))
+    texts: dict[str, list[str]] = {"train": [], "calibration": [], "test": []}
+    for file in sorted(root.rglob("*.py")):
+        name = file.relative_to(root)
+        if SKIPPED.intersection(name.parts) or name.name.startswith("_sysconfigdata"):
             continue
-        text = docstrings(path)
-        if len(text) > 200:
-            found[name] = text
-    splits: dict[str, list[str]] = {"train": [], "calibration": [], "test": []}
-    for name in sorted(found):
-        place = zlib.crc32(name.encode()) % 20
-        splits["test" if place == 0 else "calibration" if place == 1 else "train"].append(found[name])
-    return splits
+        bucket = zlib.crc32(name.as_posix().encode()) % 100
+        split = "test" if bucket < 6 else "calibration" if bucket < 10 else "train"
+        texts[split].append(file.read_text(encoding="utf-8", errors="replace").replace("\0", ""))
+    return texts
 
 
-def docstrings(path: Path) -> str:
-    """All docstrings of a source file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            return ""
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
-    return "\n\n".join(text for text in texts if text)
+def train_tokenizer(texts: list[str], size: int) -> list[tuple[int, int]]:
+    """Return the merges of a byte-level byte-pair encoding with ``size`` tokens, in order."""
+    counts = Counter(piece for text in texts for piece in PIECES.findall(text))
+    words = [(list(word.encode()), count) for word, count in sorted(counts.items()) if count > 1]
+    pairs: Counter[tuple[int, int]] = Counter()
+    where: dict[tuple[int, int], set[int]] = defaultdict(set)
+    for index, (word, count) in enumerate(words):
+        for pair in zip(word, word[1:]):
+            pairs[pair] += count
+            where[pair].add(index)
+    heap = [(-count, pair) for pair, count in pairs.items()]
+    heapq.heapify(heap)
+    merges: list[tuple[int, int]] = []
+    while len(merges) < size - 256:
+        negative, best = heapq.heappop(heap)
+        if pairs[best] != -negative:
+            continue  # an out-of-date entry
+        token = 256 + len(merges)
+        merges.append(best)
+        changed = set()
+        for index in sorted(where[best]):
+            word, count = words[index]
+            for pair in zip(word, word[1:]):
+                pairs[pair] -= count
+                changed.add(pair)
+            word[:] = merge(word, best, token)
+            for pair in zip(word, word[1:]):
+                pairs[pair] += count
+                where[pair].add(index)
+                changed.add(pair)
+        for pair in changed:
+            if pairs[pair] > 0:
+                heapq.heappush(heap, (-pairs[pair], pair))
+    return merges
 
 
-def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """Byte-level byte-pair encoding."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+def merge(word: list[int], pair: tuple[int, int], token: int) -> list[int]:
+    """Replace each occurrence of ``pair`` by ``token``."""
+    result, position = [], 0
+    while position < len(word):
+        if position + 1 < len(word) and (word[position], word[position + 1]) == pair:
+            result.append(token)
+            position += 2
+        else:
+            result.append(word[position])
+            position += 1
+    return result
 
 
-def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
-    """All documents in one row of tokens, an end token after each."""
-    return np.concatenate([[*item.ids, 0] for item in tokenizer.encode_batch(texts)]).astype(np.int64)
+def encode(texts: list[str], merges: list[tuple[int, int]]) -> np.ndarray:
+    """Encode texts to one stream of tokens, a separator before each text."""
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    known: dict[str, list[int]] = {}
+    stream: list[int] = []
+    for text in texts:
+        stream.append(SEPARATOR)
+        for piece in PIECES.findall(text):
+            if piece not in known:
+                word = list(piece.encode())
+                while len(word) > 1:
+                    best = min(zip(word, word[1:]), key=lambda pair: ranks.get(pair, len(ranks)))
+                    if best not in ranks:
+                        break
+                    word = merge(word, best, 256 + ranks[best])
+                known[piece] = word
+            stream.extend(known[piece])
+    return np.array(stream, np.int64)
 
 
-# --- the model -------------------------------------------------------------------------------
+class Linear(nn.Module):
+    """x W + b with W stored as [inputs, outputs], so that it exports as MatMul and Add alone."""
 
-
-class Norm(nn.Module):
-    """RMSNorm."""
-
-    def __init__(self) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(WIDTH))
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+        self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + 1e-6) * self.weight
+        return x @ self.weight + self.bias
 
 
 class Block(nn.Module):
-    """Causal attention and a ReLU feed-forward layer."""
+    """Pre-norm causal attention and a ReLU feed-forward part."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, layers: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = Norm(), Norm()
-        self.query = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.key = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.value = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.out = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.up, self.down = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.project = (Linear(width, width) for _ in range(4))
+        self.up, self.down = Linear(width, hidden), Linear(hidden, width)
+        with torch.no_grad():
+            for part in (self.project, self.down):
+                part.weight /= (2 * layers) ** 0.5
 
-    def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None, past: tuple[torch.Tensor, torch.Tensor] | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns the new x and the keys and values, ``[batch, heads, time, head]``."""
-        h = self.norm1(x)
-        heads = [f(h).reshape(h.shape[0], -1, HEADS, HEAD).transpose(1, 2) for f in (self.query, self.key, self.value)]
-        query, key, value = heads
-        if past is not None:
-            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-        scores = query @ key.transpose(2, 3) / math.sqrt(HEAD)
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+
+    def forward(self, x, mask, past_key=None, past_value=None):
+        """Return the new state, this block's keys and values, and the ReLU output."""
+        y = self.norm1(x)
+        query, key, value = self.split(self.query(y)), self.split(self.key(y)), self.split(self.value(y))
+        if past_key is not None:
+            key, value = torch.cat([past_key, key], 2), torch.cat([past_value, value], 2)
+        scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
         if mask is not None:
             scores = scores + mask
-        mixed = (scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(h.shape[0], -1, WIDTH)
-        x = x + self.out(mixed)
-        return x + self.down(F.relu(self.up(self.norm2(x)))), key, value
+        y = (torch.softmax(scores, -1) @ value).transpose(1, 2).reshape(x.shape)
+        x = x + self.project(y)
+        active = functional.relu(self.up(self.norm2(x)))
+        return x + self.down(active), key, value, active
 
 
-class ReluLM(nn.Module):
-    """Scores of the next token, ``[batch, time, vocabulary]``."""
+class LanguageModel(nn.Module):
+    """The network up to its logits."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: int, width: int, heads: int, hidden: int, layers: int) -> None:
         super().__init__()
-        self.embedding = nn.Parameter(torch.randn(VOCABULARY, WIDTH) * 0.05)
-        self.position = nn.Parameter(torch.randn(2 * LENGTH, WIDTH) * 0.02)
-        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
-        self.norm = Norm()
+        self.embedding = nn.Parameter(torch.randn(tokens, width) * 0.05)
+        self.position = nn.Parameter(torch.randn(CONTEXT, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, heads, hidden, layers) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.register_buffer("mask", torch.full((CONTEXT, CONTEXT), -1e9).triu(1))
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        steps = torch.arange(tokens.shape[1])
-        mask = torch.where(steps[:, None] >= steps[None, :], 0.0, -1e9)
-        x = F.embedding(tokens, self.embedding) + self.position[: tokens.shape[1]]
+    def embed(self, tokens: torch.Tensor, start) -> torch.Tensor:
+        return self.embedding[tokens] + self.position[start : start + tokens.shape[1]]
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x) @ self.embedding.transpose(0, 1)
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the logits and the ReLU outputs."""
+        time_steps = tokens.shape[1]
+        x, actives = self.embed(tokens, 0), []
         for block in self.blocks:
-            x, _, _ = block(x, mask, None)
-        return self.norm(x) @ self.embedding.T
+            x, _, _, active = block(x, self.mask[:time_steps, :time_steps])
+            actives.append(active)
+        return self.head(x), actives
 
 
-class Next(nn.Module):
-    """The exported form for whole sequences: the next token at every position."""
+class Sequence(nn.Module):
+    """The whole-sequence form, as exported."""
 
-    def __init__(self, model: ReluLM):
+    def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.model(tokens).argmax(dim=-1)
+        return self.model(tokens)[0].argmax(-1)
 
 
 class Step(nn.Module):
-    """The exported form for decoding: one token, with the cache of those before it."""
+    """One decode step with a key and value cache, as exported."""
 
-    def __init__(self, model: ReluLM):
+    def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(
-        self, token: torch.Tensor, past_keys: torch.Tensor, past_values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        place = past_keys.shape[3]
-        x = F.embedding(token, self.model.embedding) + self.model.position[place : place + 1]
-        keys, values = [], []
-        for i, block in enumerate(self.model.blocks):
-            x, key, value = block(x, None, (past_keys[i], past_values[i]))
+    def forward(self, token: torch.Tensor, past_keys: torch.Tensor, past_values: torch.Tensor):
+        x, keys, values = self.model.embed(token, past_keys.shape[3]), [], []
+        for index, block in enumerate(self.model.blocks):
+            x, key, value, _ = block(x, None, past_keys[index], past_values[index])
             keys.append(key)
             values.append(value)
-        scores = self.model.norm(x) @ self.model.embedding.T
-        return scores.argmax(dim=-1), torch.stack(keys), torch.stack(values)
+        return self.model.head(x).argmax(-1), torch.stack(keys), torch.stack(values)
 
 
-def train(tokens: np.ndarray, steps: int, batch: int, seed: int) -> ReluLM:
-    """AdamW with warm-up and a cosine rate."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    model = ReluLM()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
-    start, total = time.time(), 0.0
-    for step in range(steps):
-        at = rng.integers(0, len(tokens) - LENGTH - 1, batch)
-        part = torch.from_numpy(np.stack([tokens[a : a + LENGTH + 1] for a in at]))
-        optimizer.zero_grad(set_to_none=True)
-        scores = model(part[:, :-1])
-        loss = F.cross_entropy(scores.reshape(-1, VOCABULARY), part[:, 1:].reshape(-1))
-        loss.backward()
+def train(model: LanguageModel, stream: np.ndarray, options: argparse.Namespace) -> None:
+    """Train on random windows of the stream: AdamW, linear warm-up and cosine rate, L1 on the ReLUs."""
+    rng = np.random.default_rng(options.seed)
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98))
+
+    def rate(step: int) -> float:
+        return min((step + 1) / 50, 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / options.steps)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    start, running = time.perf_counter(), 0.0
+    model.train()
+    for step in range(options.steps):
+        first = rng.integers(0, len(stream) - CONTEXT, options.batch)
+        windows = torch.from_numpy(stream[first[:, None] + np.arange(CONTEXT + 1)])
+        logits, actives = model(windows[:, :-1])
+        loss = functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        penalty = sum(active.mean() for active in actives)
+        optimiser.zero_grad()
+        (loss + options.sparsity * penalty).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimiser.step()
         schedule.step()
-        total += loss.item()
-        if step % 50 == 49:
-            print(f"step {step + 1}: loss {total / 50:.3f}, {time.time() - start:.0f} s", flush=True)
-            total = 0.0
-    return model.eval()
+        running += loss.item()
+        if (step + 1) % 50 == 0:
+            zeros = float(torch.stack([(active == 0).float().mean() for active in actives]).mean())
+            seconds = time.perf_counter() - start
+            print(f"step {step + 1}/{options.steps}  loss {running / 50:.3f}  zeros {zeros:.2f}  {seconds:.0f} s", flush=True)
+            running = 0.0
+    model.eval()
 
 
-# --- files -----------------------------------------------------------------------------------
-
-
-def export(model: ReluLM) -> None:
-    """Writes both ONNX files; the head's weight stays the embedding, behind a Transpose."""
-    common = {"opset_version": 17, "do_constant_folding": False, "dynamo": False}
-    tokens = torch.zeros(2, 5, dtype=torch.int64)
-    path = HERE / "relu_lm.onnx"
-    axes = {"tokens": {0: "batch", 1: "time"}, "next": {0: "batch", 1: "time"}}
+def export(model: LanguageModel, folder: Path) -> None:
+    """Write both ONNX files."""
+    settings = dict(dynamo=False, opset_version=17, do_constant_folding=False)
+    path = folder / "relu_lm.onnx"
     torch.onnx.export(
-        Next(model), (tokens,), str(path), input_names=["tokens"], output_names=["next"], dynamic_axes=axes, **common
-    )
-    cache = torch.zeros(LAYERS, 2, HEADS, 5, HEAD)
-    axes = {"token": {0: "batch"}, "next": {0: "batch"}}
-    axes |= {name: {1: "batch", 3: "past"} for name in ("past_keys", "past_values")}
-    axes |= {name: {1: "batch", 3: "total"} for name in ("keys", "values")}
+        Sequence(model).eval(), (torch.zeros(2, 5, dtype=torch.int64),), str(path),
+        input_names=["tokens"], output_names=["next"],
+        dynamic_axes={"tokens": {0: "batch", 1: "time"}, "next": {0: "batch", 1: "time"}}, **settings,
+    )  # fmt: skip
+    common.finish_onnx(path, "Language model with ReLU feed-forward layers; output is the likeliest next token.")
+
+    path = folder / "relu_lm_step.onnx"
+    heads, size = model.blocks[0].heads, model.position.shape[1] // model.blocks[0].heads
+    past = torch.zeros(len(model.blocks), 2, heads, 3, size)
     torch.onnx.export(
-        Step(model),
-        (torch.zeros(2, 1, dtype=torch.int64), cache, cache.clone()),
-        str(HERE / "relu_lm_step.onnx"),
-        input_names=["token", "past_keys", "past_values"],
-        output_names=["next", "keys", "values"],
-        dynamic_axes=axes,
-        **common,
-    )
-    for path in (HERE / "relu_lm.onnx", HERE / "relu_lm_step.onnx"):
-        onnx.checker.check_model(onnx.load(path), full_check=True)
-        print(f"{path.name}: {path.stat().st_size / 2**20:.1f} MiB")
+        Step(model).eval(), (torch.zeros(2, 1, dtype=torch.int64), past, past.clone()), str(path),
+        input_names=["token", "past_keys", "past_values"], output_names=["next", "keys", "values"],
+        dynamic_axes={
+            "token": {0: "batch"}, "past_keys": {1: "batch", 3: "past"}, "past_values": {1: "batch", 3: "past"},
+            "next": {0: "batch"}, "keys": {1: "batch", 3: "total"}, "values": {1: "batch", 3: "total"},
+        }, **settings,
+    )  # fmt: skip
+    common.finish_onnx(path, "One decode step of relu_lm with a key and value cache.")
 
 
-def sequences(tokens: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """``[count, LENGTH]`` tokens, evenly spread, not overlapping, and the tokens that really follow."""
-    at = np.linspace(0, len(tokens) - LENGTH - 1, count).astype(int)
-    assert count < 2 or np.diff(at).min() >= LENGTH
-    parts = np.stack([tokens[a : a + LENGTH + 1] for a in at])
-    return parts[:, :-1], parts[:, 1:]
+def write_sequences(stream: np.ndarray, count: int, folder: Path, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Write ``count`` windows that do not overlap, and their true next tokens."""
+    common.fresh_directory(folder)
+    slots = np.random.default_rng(seed).permutation((len(stream) - 1) // CONTEXT)[:count]
+    first = np.sort(slots)[:, None] * CONTEXT + np.arange(CONTEXT)
+    tokens, labels = stream[first], stream[first + 1]
+    for number, begin in enumerate(range(0, len(tokens), 100)):
+        part = slice(begin, begin + 100)
+        np.savez_compressed(folder / f"{number:03d}.npz", tokens=tokens[part], label=labels[part])
+    return tokens, labels
 
 
-def save(name: str, tokens: np.ndarray, count: int, steps: int, model: ReluLM) -> None:
-    """Writes ``name/`` with sequences, and ``name_step/`` with single decode steps and their caches."""
-    parts, label = sequences(tokens, count)
-    folder, step_folder = HERE / name, HERE / f"{name}_step"
-    folder.mkdir(exist_ok=True)
-    step_folder.mkdir(exist_ok=True)
-    np.savez_compressed(folder / "tokens.npz", tokens=parts, label=label)
-    step = Step(model)
-    batch = 8
-    with torch.no_grad():
-        for i in range(steps):
-            rows = torch.from_numpy(parts[i * batch : (i + 1) * batch])
-            past = 3 + i * 5 % 16
-            cache = [torch.zeros(LAYERS, batch, HEADS, 0, HEAD)] * 2
-            for place in range(past):
-                _, *cache = step(rows[:, place : place + 1], *cache)
-            np.savez_compressed(
-                step_folder / f"{i:02d}.npz",
-                token=rows[:, past : past + 1].numpy(),
-                past_keys=cache[0].numpy(),
-                past_values=cache[1].numpy(),
-                label=label[i * batch : (i + 1) * batch, past : past + 1],
-            )
+def decode(path: Path, tokens: np.ndarray, shape: tuple[int, int, int]):
+    """Feed tokens one at a time; yield the inputs and the answer of each step."""
+    layers, heads, size = shape
+    runner = common.session(path)
+    keys = values = np.zeros((layers, len(tokens), heads, 0, size), np.float32)
+    for column in range(tokens.shape[1]):
+        inputs = {"token": tokens[:, column : column + 1], "past_keys": keys, "past_values": values}
+        answer, keys, values = runner.run(None, inputs)
+        yield inputs, answer
+
+
+def write_steps(path: Path, tokens: np.ndarray, labels: np.ndarray, shape: tuple[int, int, int], folder: Path) -> None:
+    """Write decode steps with past 0, 2, .. 24, five sequences a file.
+
+    The caches are rounded to half precision (and kept as float32), which halves the files.
+    """
+    common.fresh_directory(folder)
+    for column, (inputs, _) in enumerate(decode(path, tokens[:, :25], shape)):
+        if column % 2 == 0:
+            rounded = {
+                name: value if name == "token" else value.astype(np.float16).astype(np.float32)
+                for name, value in inputs.items()
+            }
+            np.savez_compressed(folder / f"past{column:02d}.npz", **rounded, label=labels[:, column : column + 1])
+
+
+def check_decode(folder: Path, tokens: np.ndarray, shape: tuple[int, int, int]) -> None:
+    """Print how often the step form answers as the whole-sequence form, given the tokens and on its own."""
+    whole = common.session(folder / "relu_lm.onnx")
+    step = np.concatenate([answer for _, answer in decode(folder / "relu_lm_step.onnx", tokens, shape)], 1)
+    same = (step == whole.run(None, {"tokens": tokens})[0]).mean()
+
+    layers, heads, size = shape
+    prompt, runner = tokens[:, :8], common.session(folder / "relu_lm_step.onnx")
+    by_step, by_whole = prompt, prompt
+    keys = values = np.zeros((layers, len(tokens), heads, 0, size), np.float32)
+    for column in range(CONTEXT - 1):
+        inputs = {"token": by_step[:, column : column + 1], "past_keys": keys, "past_values": values}
+        answer, keys, values = runner.run(None, inputs)
+        if column + 1 == by_step.shape[1]:
+            by_step = np.concatenate([by_step, answer], 1)
+    while by_whole.shape[1] < CONTEXT:
+        by_whole = np.concatenate([by_whole, whole.run(None, {"tokens": by_whole})[0][:, -1:]], 1)
+    print(f"step form against whole-sequence form: {same:.4%} of answers equal; greedy texts equal:", end=" ")
+    print(bool((by_step == by_whole).all()))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    texts = documents()
-    tokenizer = train_tokenizer(texts["train"])
-    tokens = {split: encode(tokenizer, parts) for split, parts in texts.items()}
-    print({split: len(row) for split, row in tokens.items()}, tokenizer.get_vocab_size(), flush=True)
-    tokenizer.save(str(HERE / "tokenizer.json"), pretty=False)
-    model = train(tokens["train"], args.steps, args.batch, args.seed)
-    export(model)
-    save("calibration", tokens["calibration"], 620, 14, model)
-    save("test", tokens["test"], 420, 14, model)
-    parts, label = sequences(tokens["test"], 420)
-    with torch.no_grad():
-        hits = [(model(torch.from_numpy(p)).argmax(-1).numpy() == y).mean() for p, y in zip(np.split(parts, 20), np.split(label, 20))]
-    print(f"test accuracy of the next token {np.mean(hits):.4f}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=32, help="sequences of 64 tokens a step")
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--sparsity", type=float, default=0.0, help="weight of the L1 penalty on the ReLU outputs")
+    parser.add_argument("--tokens", type=int, default=6144, help="size of the vocabulary")
+    parser.add_argument("--width", type=int, default=160)
+    parser.add_argument("--heads", type=int, default=5)
+    parser.add_argument("--hidden", type=int, default=1280)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
+    options = parser.parse_args()
+
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    torch.use_deterministic_algorithms(True)
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    texts = read_texts()
+    start = time.perf_counter()
+    merges = train_tokenizer(texts["train"], options.tokens)
+    (options.out / "tokenizer.json").write_text(json.dumps({"merges": merges}, separators=(",", ":")) + "\n")
+    streams = {name: encode(part, merges) for name, part in texts.items()}
+    sizes = {name: len(stream) for name, stream in streams.items()}
+    print(f"tokens {sizes}, tokenizer {time.perf_counter() - start:.0f} s", flush=True)
+
+    model = LanguageModel(options.tokens, options.width, options.heads, options.hidden, options.layers)
+    train(model, streams["train"], options)
+    export(model, options.out)
+
+    shape = (options.layers, options.heads, options.width // options.heads)
+    for name, count in (("calibration", 1000), ("test", 500)):
+        tokens, labels = write_sequences(streams[name], count, options.out / name, options.seed)
+        few = np.linspace(0, len(tokens) - 1, 5).astype(int)
+        folder = options.out / f"{name}_step"
+        write_steps(options.out / "relu_lm_step.onnx", tokens[few], labels[few], shape, folder)
+        for file, data in (("relu_lm.onnx", options.out / name), ("relu_lm_step.onnx", folder)):
+            share, total = common.accuracy(options.out / file, data)
+            print(f"{file} {name}: next-token accuracy {share:.4f} on {total} tokens")
+    check_decode(options.out, tokens[:50], shape)
+    common.describe(options.out / "relu_lm.onnx", {"tokens": tokens[:20]}, divide=20 * CONTEXT)
 
 
 if __name__ == "__main__":
