@@ -38,7 +38,9 @@ from torch.nn import functional
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import common  # noqa: E402
+import itertools
+
+import common
 
 CONTEXT = 64
 SEPARATOR = 0  # the zero byte, which no source file holds, stands before each file
@@ -67,7 +69,7 @@ def train_tokenizer(texts: list[str], size: int) -> list[tuple[int, int]]:
     pairs: Counter[tuple[int, int]] = Counter()
     where: dict[tuple[int, int], set[int]] = defaultdict(set)
     for index, (word, count) in enumerate(words):
-        for pair in zip(word, word[1:]):
+        for pair in itertools.pairwise(word):
             pairs[pair] += count
             where[pair].add(index)
     heap = [(-count, pair) for pair, count in pairs.items()]
@@ -82,11 +84,11 @@ def train_tokenizer(texts: list[str], size: int) -> list[tuple[int, int]]:
         changed = set()
         for index in sorted(where[best]):
             word, count = words[index]
-            for pair in zip(word, word[1:]):
+            for pair in itertools.pairwise(word):
                 pairs[pair] -= count
                 changed.add(pair)
             word[:] = merge(word, best, token)
-            for pair in zip(word, word[1:]):
+            for pair in itertools.pairwise(word):
                 pairs[pair] += count
                 where[pair].add(index)
                 changed.add(pair)
@@ -120,7 +122,7 @@ def encode(texts: list[str], merges: list[tuple[int, int]]) -> np.ndarray:
             if piece not in known:
                 word = list(piece.encode())
                 while len(word) > 1:
-                    best = min(zip(word, word[1:]), key=lambda pair: ranks.get(pair, len(ranks)))
+                    best = min(itertools.pairwise(word), key=lambda pair: ranks.get(pair, len(ranks)))
                     if best not in ranks:
                         break
                     word = merge(word, best, 256 + ranks[best])
@@ -262,7 +264,7 @@ def train(model: LanguageModel, stream: np.ndarray, options: argparse.Namespace)
 
 def export(model: LanguageModel, folder: Path) -> None:
     """Write both ONNX files."""
-    settings = dict(dynamo=False, opset_version=17, do_constant_folding=False)
+    settings = {"dynamo": False, "opset_version": 17, "do_constant_folding": False}
     path = folder / "relu_lm.onnx"
     torch.onnx.export(
         Sequence(model).eval(), (torch.zeros(2, 5, dtype=torch.int64),), str(path),

@@ -18,7 +18,7 @@ from exprune_cli.measure import measure
 from exprune_cli.runtime import runtime_available, runtime_library
 from exprune_cli.sites import Site
 from tests.compatibility.agreement import compare
-from tests.sample_models.conftest import CASES, ROOT, Sample
+from tests.samples import CASES, ROOT, Sample
 
 native = pytest.mark.skipif(not runtime_available(), reason="the native runtime is not built here")
 

@@ -1,4 +1,4 @@
-"""The sample models, staged once per test session."""
+"""The sample models with statistics from a part of their data."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import pytest
 
 from exprune_cli.data import DataSet, open_data
 from exprune_cli.match import match
-from exprune_cli.model import Model, load, save
+from exprune_cli.model import Model, load
 from exprune_cli.observe import observe
 from exprune_cli.planning.planner import plan
 from exprune_cli.record import Record, SiteRecord, write_record
 from exprune_cli.rewrite import own, rewrite
 from exprune_cli.sites import Calibration
 
-ROOT = Path(__file__).parents[2] / "sample_models"
+ROOT = Path(__file__).parents[1] / "sample_models"
 
 #: Model, calibration data, test data, and how many samples tests take of each.
 CASES = {
@@ -50,28 +49,10 @@ class Sample:
 
 
 @functools.cache
-def _load(name: str) -> Sample:
+def load_sample(name: str) -> Sample:
     path, calibration, test, few, some = CASES[name]
     model = load(ROOT / path)
     data = open_data(ROOT / calibration, model.proto)
     statistics = observe(model, match(model).sites, data.take(min(few, len(data)), 0), seed=0)
     held_out = open_data(ROOT / test, model.proto)
     return Sample(name, model, statistics, ROOT / test, held_out.take(min(some, len(held_out)), 0))
-
-
-@pytest.fixture(params=list(CASES))
-def sample(request: pytest.FixtureRequest) -> Sample:
-    """Each sample model in turn."""
-    return _load(request.param)
-
-
-@pytest.fixture(scope="session")
-def staged_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """Every sample model staged by the calibrated test: its file and its test data."""
-    folder = tmp_path_factory.mktemp("staged")
-    files = {}
-    for name in CASES:
-        item = _load(name)
-        save(item.stage("calibrated")[0], folder / f"{name}.onnx")
-        files[name] = (folder / f"{name}.onnx", item.test_folder)
-    return files
