@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ from exprune_cli.verify import verify
 if TYPE_CHECKING:
     from exprune_cli.data import DataSet
     from exprune_cli.progress import Progress
+
+_log = logging.getLogger(__name__)
 
 #: Tests that can change results, and so are verified on held-out samples.
 LOSSY = ("stats", "threshold", "calibrated")
@@ -211,6 +214,14 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
             return plans
     if (max_drop is not None or gate.confidence is not None) and any(p.staged for p in steps[-1].values()):
         raise gate.refuse(len(job.held_out))
+    if any(p.staged for p in steps[-1].values()):
+        _log.warning(
+            "the %s test was not verified to keep the drop within %g on %d held-out samples: staged losslessly "
+            "instead; allow more with --max-drop or give more samples",
+            record.test,
+            gate.max_drop,
+            len(job.held_out),
+        )
     record.test = "bound"
     return _faster(job, _plans(job, "bound")[0])
 

@@ -16,17 +16,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from exprune_cli.graph import ModelGraph
-from exprune_cli.sites import ConvGeometry
+from exprune_cli.rules._constants import ConstantRef, Reason, constant_of, small_constant
+from exprune_cli.sites import ConvGeometry, Site
 
 LINEAR_OPS = ("Gemm", "MatMul", "Conv")
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why a candidate is refused: a short code for machines, a sentence for people."""
-
-    code: str
-    text: str
+#: What may follow an added tensor on the way to a ReLU, and the ReLUs themselves.
+_BEFORE_RELU = ("Add", "BatchNormalization", "Identity", "Dropout", "Relu", "Clip")
 
 
 @dataclass(frozen=True)
@@ -74,71 +69,22 @@ class Linear:
         return (weight * self.scale[:, None, None]).astype(np.float32)
 
 
-# --- constants ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ConstantRef:
-    """A constant that has not been read yet: weights are loaded one at a time, when needed."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    load: Callable[[], np.ndarray]
-
-
-def constant_of(graph: ModelGraph, tensor: gs.Tensor) -> ConstantRef | Reason | None:
-    """A constant, behind any Identity, Transpose or Constant node.
-
-    Returns:
-        The constant; a :class:`Reason` for one that must not be used; None if it is computed.
-    """
-    if isinstance(tensor, gs.Constant):
-        if tensor.name in graph.overridable:
-            return Reason("overridable-weight", f"'{tensor.name}' is a graph input that callers may set")
-        return _reference(tensor)
-    if len(tensor.inputs) != 1:
-        return None
-    node = tensor.inputs[0]
-    if node.domain:
-        return None
-    if node.op == "Constant":
-        return _constant_node(node)
-    if node.op in ("Identity", "Transpose"):
-        inner = constant_of(graph, node.inputs[0])
-        if not isinstance(inner, ConstantRef) or node.op == "Identity":
-            return inner
-        perm = node.attrs.get("perm") or tuple(reversed(range(len(inner.shape))))
-        shape = tuple(inner.shape[axis] for axis in perm)
-        return dataclasses.replace(inner, shape=shape, load=lambda: np.transpose(inner.load(), perm))
-    if node.op == "DequantizeLinear":
-        return Reason("quantised", f"weight '{tensor.name}' is quantised (DequantizeLinear)")
-    return None
-
-
-def _reference(constant: gs.Constant) -> ConstantRef | Reason:
-    values = constant._values
-    if isinstance(values, gs.ir.tensor.SparseValues):
-        return Reason("sparse-weight", f"'{constant.name}' is a sparse initializer")
-    # LazyValues are read anew each time: keeping them would hold every weight twice.
-    load = values.load if isinstance(values, gs.ir.tensor.LazyValues) else lambda: values
-    return ConstantRef(constant.name, tuple(values.shape), np.dtype(values.dtype), load)
-
-
-def _constant_node(node: gs.Node) -> ConstantRef | Reason | None:
-    for key, value in node.attrs.items():
-        if key == "value" and isinstance(value, gs.Constant):
-            return _reference(value)
-        if key in ("value_float", "value_floats", "value_int", "value_ints"):
-            array = np.asarray(value, np.float32 if "float" in key else np.int64)
-            return ConstantRef(node.outputs[0].name, array.shape, array.dtype, lambda array=array: array)
-    return None
-
-
-def small_constant(graph: ModelGraph, tensor: gs.Tensor) -> np.ndarray | None:
-    """Values of a constant tensor; None if it is computed or may be overridden."""
-    constant = constant_of(graph, tensor)
-    return constant.load() if isinstance(constant, ConstantRef) else None
+def as_site(linear: Linear, rule: str, kind: str, **more: object) -> Site:
+    """The site that a matched linear op is; ``more`` are the fields that its kind adds."""
+    return Site(
+        name=linear.name,
+        op=linear.node.op,
+        rule=rule,
+        kind=kind,
+        input=linear.input.name,
+        output=linear.tensor.name,
+        outputs=linear.outputs,
+        groups=linear.groups,
+        bias=linear.bias.astype(np.float32),
+        load_weight=linear.load_weight,
+        nodes=tuple(node.outputs[0].name for node in linear.nodes),
+        **more,  # type: ignore[arg-type]
+    )
 
 
 # --- the linear op ---------------------------------------------------------------------------
@@ -339,10 +285,16 @@ def _fold(graph: ModelGraph, linear: Linear, node: gs.Node, offset: bool) -> Lin
         if values is not None:
             folded = _fold_bias(graph, linear, values)
             return folded or Reason("bias-shape", f"the constant '{other.name}' is not one value per output")
-        return _fold_offset(graph, linear, node, other) if offset else None
+        # An Add that no ReLU can follow (a residual stream) is no offset: say that, not its shape.
+        return _fold_offset(graph, linear, node, other) if offset and _goes_on(graph, node) else None
     if node.op == "BatchNormalization":
         return _fold_batch_norm(graph, linear, node)
     return None
+
+
+def _goes_on(graph: ModelGraph, node: gs.Node) -> bool:
+    after = only_reader(graph, node.outputs[0])
+    return not isinstance(after, Reason) and after.op in _BEFORE_RELU
 
 
 def _fold_bias(graph: ModelGraph, linear: Linear, values: np.ndarray) -> Linear | None:

@@ -9,7 +9,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from exprune_cli.graph import ModelGraph
-from exprune_cli.rules._linear import Linear, Reason, follow, only_reader, read_linear, small_constant
+from exprune_cli.rules._linear import (
+    Linear,
+    Reason,
+    as_site,
+    follow,
+    only_reader,
+    read_linear,
+    small_constant,
+)
 from exprune_cli.rules._stage import (
     OP_SUFFIX,
     chunk_inputs,
@@ -79,23 +87,15 @@ def relu_site(graph: ModelGraph, linear: Linear, rule: str) -> Site:
     """The site that a matched linear op is."""
     end = upper_end(graph, linear.nodes[-1])
     assert end is not None
-    return Site(
-        name=linear.name,
-        op=linear.node.op,
-        rule=rule,
-        kind="relu",
-        input=linear.input.name,
-        output=linear.tensor.name,
-        outputs=linear.outputs,
-        groups=linear.groups,
-        bias=linear.bias.astype(np.float32),
-        load_weight=linear.load_weight,
+    return as_site(
+        linear,
+        rule,
+        "relu",
         offset=linear.offset,
         max=end,
         conv=linear.conv,
         nonnegative=reads_relu(graph, linear.input),
         transposed_input=linear.transposed_input,
-        nodes=tuple(node.outputs[0].name for node in linear.nodes),
     )
 
 

@@ -23,7 +23,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from exprune_cli.graph import ModelGraph
-from exprune_cli.rules._linear import Linear, Reason, follow, only_reader, read_linear, small_constant
+from exprune_cli.rules._linear import (
+    Linear,
+    Reason,
+    as_site,
+    follow,
+    only_reader,
+    read_linear,
+    small_constant,
+)
 from exprune_cli.rules._stage import OP_SUFFIX, chunk_inputs, insert, test_inputs
 from exprune_cli.sites import Site, SitePlan
 
@@ -77,20 +85,12 @@ def check(graph: ModelGraph, linear: Linear) -> Reason | None:
 def site(graph: ModelGraph, linear: Linear) -> Site:
     """The matched site."""
     end = linear.nodes[-1]
-    return Site(
-        name=linear.name,
-        op=linear.node.op,
-        rule=NAME,
-        kind="argmax",
-        input=linear.input.name,
-        output=linear.tensor.name,
-        outputs=linear.outputs,
-        groups=linear.groups,
-        bias=linear.bias.astype(np.float32),
-        load_weight=linear.load_weight,
+    return as_site(
+        linear,
+        NAME,
+        "argmax",
         keepdims=end.op == "TopK" or bool(end.attrs.get("keepdims", 1)),
         select_last_index=bool(end.attrs.get("select_last_index", 0)),
-        nodes=tuple(node.outputs[0].name for node in linear.nodes),
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from exprune_cli.graph import ModelGraph
-from exprune_cli.rules._linear import Linear, Reason, follow, read_linear
+from exprune_cli.rules._linear import Linear, Reason, as_site, follow, read_linear
 from exprune_cli.rules._relu import reads_relu
 from exprune_cli.rules._stage import insert
 from exprune_cli.sites import Site, SitePlan
@@ -49,20 +49,7 @@ def check(graph: ModelGraph, linear: Linear) -> Reason | None:
 
 def site(graph: ModelGraph, linear: Linear) -> Site:
     """The matched site."""
-    return Site(
-        name=linear.name,
-        op=linear.node.op,
-        rule=NAME,
-        kind="sparse",
-        input=linear.input.name,
-        output=linear.tensor.name,
-        outputs=linear.outputs,
-        groups=linear.groups,
-        bias=linear.bias.astype(np.float32),
-        load_weight=linear.load_weight,
-        nonnegative=True,
-        nodes=tuple(node.outputs[0].name for node in linear.nodes),
-    )
+    return as_site(linear, NAME, "sparse", nonnegative=True)
 
 
 def rewrite(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, str]:
