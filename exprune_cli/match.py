@@ -76,7 +76,7 @@ def match(model: Model, exclude: Sequence[str] = ()) -> Matches:
     except ExpruneError as error:
         return _refuse_all(model, exclude, "graph", str(error))
     outcomes = [_outcome(graph, node) for node in graph.graph.nodes if _is_linear(node)]
-    outcomes = _one_per_output(outcomes)
+    outcomes = _one_per_weight(_one_per_output(outcomes))
     names = [outcome.name for outcome in outcomes]
     excluded = _excluded(names, exclude)
     sites, refusals = [], []
@@ -145,6 +145,20 @@ def _one_per_output(outcomes: list[Site | Refusal]) -> list[Site | Refusal]:
             text = f"another node is called '{outcome.name}' too: give nodes unique names"
             outcome = Refusal(outcome.name, outcome.op, outcome.rule, "duplicate-name", text)
         seen.add(outcome.name)
+        result.append(outcome)
+    return result
+
+
+def _one_per_weight(outcomes: list[Site | Refusal]) -> list[Site | Refusal]:
+    """A weight that several sites share is split for the first of them only."""
+    first: dict[str, str] = {}
+    result: list[Site | Refusal] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Site) and outcome.weight:
+            owner = first.setdefault(outcome.weight, outcome.name)
+            if owner != outcome.name:
+                text = f"its weight '{outcome.weight}' is shared with '{owner}': it is not split twice"
+                outcome = Refusal(outcome.name, outcome.op, outcome.rule, "shared-weight", text)
         result.append(outcome)
     return result
 

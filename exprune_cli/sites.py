@@ -73,6 +73,7 @@ class Site:
         outputs: ``N``.
         groups: ``G``.
         bias: ``[N]`` float32.
+        weight: Name of the constant that holds the weight.
         load_weight: Returns the weight ``[N, G, T]`` float32 in the model's order. Called when
             needed, never kept: a model's weights are in memory once.
         offset: Name of a computed tensor that is added before the ReLU (a residual), or None.
@@ -95,6 +96,7 @@ class Site:
     groups: int
     bias: np.ndarray
     load_weight: Callable[[], np.ndarray]
+    weight: str = ""
     offset: str | None = None
     max: float = math.inf
     conv: ConvGeometry | None = None

@@ -32,6 +32,7 @@ class Linear:
         node: The Gemm, MatMul or Conv.
         input: Its data input.
         outputs, groups: ``N`` and ``G``.
+        weight: Name of the constant that holds the weight.
         read_weight: Returns the constant weight as ``[N, G, T]`` float32, unscaled.
         scale, bias: ``[N]`` float64: factor on the weight, and all constant offsets.
         conv: Geometry of a Conv.
@@ -46,6 +47,7 @@ class Linear:
     input: gs.Tensor
     outputs: int
     groups: int
+    weight: str
     read_weight: Callable[[], np.ndarray]
     scale: np.ndarray
     bias: np.ndarray
@@ -81,6 +83,7 @@ def as_site(linear: Linear, rule: str, kind: str, **more: object) -> Site:
         outputs=linear.outputs,
         groups=linear.groups,
         bias=linear.bias.astype(np.float32),
+        weight=linear.weight,
         load_weight=linear.load_weight,
         nodes=tuple(node.outputs[0].name for node in linear.nodes),
         **more,  # type: ignore[arg-type]
@@ -126,6 +129,7 @@ def _read_matrix(graph: ModelGraph, node: gs.Node) -> Linear | Reason:
         input=node.inputs[0],
         outputs=outputs,
         groups=groups,
+        weight=weight.name,
         read_weight=lambda: _as_groups(weight.load() if transposed else weight.load().T),
         scale=np.full(outputs, alpha),
         bias=np.zeros(outputs),
@@ -188,6 +192,7 @@ def _read_conv(graph: ModelGraph, node: gs.Node) -> Linear | Reason:
         input=node.inputs[0],
         outputs=outputs,
         groups=groups,
+        weight=weight.name,
         read_weight=lambda: np.ascontiguousarray(weight.load(), np.float32).reshape(outputs, groups, taps),
         scale=np.ones(outputs),
         bias=bias,

@@ -286,3 +286,20 @@ def test_of_two_linear_ops_before_one_relu_the_larger_is_the_site() -> None:
 @pytest.mark.parametrize("make", [mlp, cnn])
 def test_whole_models_at_every_opset(make, opset: int) -> None:
     _staged_equals_original(make(opset))
+
+
+def test_a_shared_weight_is_split_once() -> None:
+    proto = build(
+        """g (float[N, 8] x) => (float[N, 8] z) {
+          a = MatMul (x, v)
+          b = Relu (a)
+          t = Transpose <perm: ints = [1, 0]> (v)
+          c = MatMul (b, t)
+          z = Relu (c)
+        }""",
+        {"v": (8, 8)},
+    )
+    matches = match(load(proto))
+    assert [site.name for site in matches.sites] == ["a"]
+    assert [refusal.code for refusal in matches.refusals] == ["shared-weight"]
+    _staged_equals_original(proto)
