@@ -17,7 +17,7 @@ from exprune_cli.model import Model
 from exprune_cli.planning.planner import BUDGETS, plan
 from exprune_cli.planning.relu import dense
 from exprune_cli.record import Record, SiteRecord, write_record
-from exprune_cli.rewrite import own, refusal_records, rewrite
+from exprune_cli.rewrite import refusal_records, rewrite
 from exprune_cli.search import Gate, evaluate, search
 from exprune_cli.sessions import Feeds
 from exprune_cli.sites import TESTS, Calibration, SitePlan
@@ -263,6 +263,6 @@ def _finish(job: _Job, plans: Mapping[str, SitePlan], record: Record) -> tuple[o
     position = {n.name or next(iter(n.output), ""): i for i, n in enumerate(model.proto.graph.node)}
     record.sites = sorted(records, key=lambda site: position.get(site.name, len(position)))
     if proto is not model.proto:
-        write_record(own(proto, model), record)
+        write_record(proto, record)
         verify(model, proto)
     return proto, records

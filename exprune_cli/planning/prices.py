@@ -25,9 +25,10 @@ _STEPS = 4  # grid steps per factor of EARLIER, so that the lower price is on th
 _RATIO = EARLIER ** (-1 / _STEPS)
 _LOWEST = 1e-8  # of the mean energy of an output
 _GRID = 104  # up to about 200 times the mean energy
-_MOST_CHECKS = 3
+#: Checks of a site, at most.
+MOST_CHECKS = 3
 #: A set of more checks must save this share of the site's FLOPs more.
-_WORTH = 0.003
+WORTH = 0.003
 #: Elements (rows x outputs) that the choice looks at.
 _ELEMENTS = 2**19
 
@@ -84,7 +85,7 @@ def choose(
     lowest = _LOWEST * (total / max(energy.size, 1) + 1e-30)
     first = [_first_price(loss[rows].ravel() / (1 - end / groups), lowest) for loss, end in zip(losses, ends, strict=True)]
     best: list[Choice | None] = [None] * len(budgets)
-    for size in range(1, _MOST_CHECKS + 1):
+    for size in range(1, MOST_CHECKS + 1):
         found = [
             _Curve(checks, [ends[i] for i in checks], groups, [first[i] for i in checks], energy, test_cost)
             for checks in combinations(range(len(ends)), size)
@@ -93,7 +94,7 @@ def choose(
             for curve in found:
                 choice = curve.at(budget * total, total, lowest)
                 held = best[i]
-                worth = _WORTH if held is None or len(held.checks) < size else 0.0
+                worth = WORTH if held is None or len(held.checks) < size else 0.0
                 if choice is not None and choice.saved > (held.saved if held else 0.0) + worth:
                     best[i] = choice
     return best

@@ -8,12 +8,8 @@ import numpy as np
 
 from exprune_cli.flops import TEST_COST
 from exprune_cli.planning import bound, calibrated, chunks, stats, threshold
-from exprune_cli.planning.prices import choose, prices
+from exprune_cli.planning.prices import MOST_CHECKS, WORTH, choose, prices
 from exprune_cli.sites import Site, SitePlan, SiteStatistics
-
-_MOST_CHECKS = 3
-#: A further check must save this share of the site's FLOPs more.
-_WORTH = 0.003
 
 
 def plan_relu(
@@ -233,12 +229,12 @@ def _saved(ends: Sequence[int], shares: Sequence[float], at: Sequence[int], grou
 def _greedy(options: range, value: Callable[[Sequence[int]], float]) -> tuple[int, ...]:
     picked: tuple[int, ...] = ()
     best = 0.0
-    for _ in range(_MOST_CHECKS):
+    for _ in range(MOST_CHECKS):
         trials = [tuple(sorted((*picked, i))) for i in options if i not in picked]
         if not trials:
             break
         top = max(trials, key=value)
-        if value(top) <= best + _WORTH:
+        if value(top) <= best + WORTH:
             break
         picked, best = top, value(top)
     return picked

@@ -64,25 +64,20 @@ def test_measured_flops_are_what_the_survivors_say(sample: Sample) -> None:
     for batch in sample.test.batches(32):
         values = _run(proto, batch.feeds, [record.survivors for record in staged])
         for record, alive in zip(staged, values[len(proto.graph.output) :], strict=True):
-            rows = result.rows[record.name] * batch.count / result.samples if _even(sample) else None
-            if rows is None:
-                rows = _rows(proto, record.node, batch.feeds)
-            saved += _saved(record, rows, alive)
+            saved += _saved(record, _rows(proto, record.node, batch.feeds), alive)
     assert result.flops_dense is not None and result.flops is not None
     assert result.flops_dense - result.flops == pytest.approx(saved, rel=1e-9)
 
 
-def _even(sample: Sample) -> bool:
-    return sample.name in ("digits_resnet", "relu_lm")
-
-
-def _rows(proto: onnx.ModelProto, node: str, feeds: dict[str, np.ndarray]) -> int:
-    """Rows of a staged Gemm, from the shape of its input."""
-    data = next(n.input[0] for n in proto.graph.node if n.name == node)
+def _rows(proto: onnx.ModelProto, name: str, feeds: dict[str, np.ndarray]) -> int:
+    """Rows of a staged node: of a Gemm's input, or output positions of a Conv."""
+    node = next(n for n in proto.graph.node if n.name == name)
+    conv = "Conv" in node.op_type
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    copy.graph.node.append(helper.make_node("Shape", [data], ["rows of it"]))
-    return math.prod(_run(copy, feeds, ["rows of it"])[-1][:-1])
+    copy.graph.node.append(helper.make_node("Shape", [node.output[0] if conv else node.input[0]], ["rows of it"]))
+    shape = _run(copy, feeds, ["rows of it"])[-1]
+    return math.prod([shape[0], *shape[2:]] if conv else shape[:-1])
 
 
 def _saved(record, rows: float, alive: np.ndarray) -> float:
