@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 import onnx
 
 from exprune_cli.record import SiteRecord
+from exprune_cli.staged_nodes import DOMAIN, weight_input
 
 Shape = Sequence[int] | None
 ShapeOf = Callable[[str], Shape]
-
-DOMAIN = "com.exprune"
 
 #: Cost of one test in FLOPs per tested output; ``k`` is the number of groups since the last
 #: check. ``threshold`` and ``stats`` are the paper's reference accounting.
@@ -60,7 +59,7 @@ _RECURRENT_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 def counted_tensors(node: onnx.NodeProto) -> list[str]:
     """Names of the tensors whose shapes :func:`node_flops` needs; empty for uncounted nodes."""
     if node.domain == DOMAIN:
-        return [node.input[0], node.input[3] if "Prefix" in node.op_type else node.input[1], node.output[0]]
+        return [node.input[0], node.input[weight_input(node)], node.output[0]]
     if node.domain not in ("", "ai.onnx"):
         return []
     if node.op_type in ("Conv", "ConvInteger"):
@@ -148,14 +147,20 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
         site: Its record (``outputs``, ``groups``, ``taps``, ``ends``, ``test``, ``kind``).
         rows: Rows that it was run on (rows of a Gemm, output positions of a Conv).
         survivors: ``[S]`` outputs that were undecided after each check, summed over the rows;
-            for a sparse site ``[1]``, the inputs that were not zero.
+            for a sparse site ``[1]``, the inputs that were not zero. Negative: the dense layer ran.
     """
     if site.outputs is None or site.groups is None or site.taps is None:
         raise ValueError(f"site {site.name} has no sizes")
     if site.kind == "sparse":
+        if survivors[0] < 0:
+            return dense_site_flops(site, rows)
         return 2.0 * survivors[0] * site.outputs + rows * site.groups
     if site.test is None:
         raise ValueError(f"site {site.name} has no test")
+    if survivors[0] < 0:  # the dense layer ran
+        return dense_site_flops(site, rows)
+    if site.estimate == "quantized":
+        return rows * site.outputs * (2.0 * site.groups + TEST_COST["bound"](0)) + 2.0 * survivors[0] * site.groups
     cost = TEST_COST[site.test]
     alive: float = rows * site.outputs
     spent, start = 0.0, 0
@@ -172,6 +177,13 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
     if site.test == "bound":
         spent += 2.0 * rows * site.groups * site.taps
     return spent
+
+
+def int8_macs(site: SiteRecord, rows: int, survivors: Sequence[float]) -> int:
+    """Integer multiply-accumulates of a staged site's estimate."""
+    if site.estimate != "quantized" or survivors[0] < 0:
+        return 0
+    return rows * (site.outputs or 0) * (site.groups or 0)
 
 
 def dense_site_flops(site: SiteRecord, rows: int) -> float:

@@ -19,6 +19,7 @@ from exprune_cli.model import Model
 from exprune_cli.rules import RULES
 from exprune_cli.rules._linear import LINEAR_OPS, Linear, Reason, follow, read_linear
 from exprune_cli.sites import Refusal, Site
+from exprune_cli.staged_nodes import has_staged
 
 #: The functions' bodies use operators in the form that they have from this version on.
 MIN_OPSET = 11
@@ -68,7 +69,7 @@ def match(model: Model, exclude: Sequence[str] = ()) -> Matches:
         UsageError: A pattern of ``exclude`` matches no linear op; the message names near misses.
         ExpruneError: exprune made this model: start from the original.
     """
-    if any(node.domain == "com.exprune" for node in model.proto.graph.node):
+    if has_staged(model.proto.graph.node):
         where = f"{model.path}: " if model.path else ""
         raise ExpruneError(f"{where}exprune optimised this model already: start from the original")
     try:

@@ -15,12 +15,14 @@ from exprune_cli.match import Matches, match
 from exprune_cli.measure import Baseline
 from exprune_cli.model import Model
 from exprune_cli.planning.planner import BUDGETS, plan
+from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.planning.relu import dense
 from exprune_cli.record import Record, SiteRecord, write_record
 from exprune_cli.rewrite import refusal_records, rewrite
 from exprune_cli.search import Gate, evaluate, search
 from exprune_cli.sessions import Feeds
-from exprune_cli.sites import TESTS, Calibration, SitePlan
+from exprune_cli.shapes import infer_shapes
+from exprune_cli.sites import TESTS, Calibration, Site, SitePlan
 from exprune_cli.timing import SiteTiming
 from exprune_cli.verify import verify
 
@@ -64,7 +66,8 @@ class _Job:
     held_out: DataSet | None
     progress: Progress | None
     feeds: Sequence[Feeds] | None = None
-    cost_model: bool = False
+    latency: bool = False
+    settled: dict[str, SitePlan] = field(default_factory=dict)
     timings: dict[str, SiteTiming] = field(default_factory=dict)
 
 
@@ -118,9 +121,8 @@ def optimize_model(
     calibration, held_out = _statistics(model, matches, calibration, data, seed, progress)
     job = _Job(model, matches, calibration, held_out, progress)
     if objective == "latency" and matches.sites:
-        job.cost_model = not measure
+        job.latency = True
         job.feeds = never_slower.timing_feeds(model, data, batch or 1, seed) if measure else None
-        job.cost_model |= job.feeds is None
     record = Record(
         tool=f"exprune {__version__}",
         source_sha256=model.sha256,
@@ -198,15 +200,15 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
         return _faster(job, steps[BUDGETS.index(UNVERIFIED_BUDGET)])
     if not len(job.held_out):
         raise GateError("every sample of --data was used by the calibration: none is left to verify the drop")
-    # Sites that do not win at the boldest step cannot win at a more careful one.
+    # Where the boldest step does not win, or not against a lossless form, a more careful one cannot.
     boldest = _faster(job, steps[-1])
-    never = {name for name, p in boldest.items() if steps[-1][name].staged and not p.staged}
-    steps = [{name: boldest[name] if name in never else p for name, p in step.items()} for step in steps]
+    job.settled = {name: p for name, p in boldest.items() if p.estimate != steps[-1][name].estimate or not p.staged}
+    steps = [{**step, **job.settled} for step in steps]
     sites = job.matches.sites
     found = search(job.model, sites, steps, job.held_out, gate, job.progress)
     if found is not None:
         plans = _faster(job, found.plans)
-        if plans != found.plans:
+        if any(plan.staged != found.plans[name].staged for name, plan in plans.items()):
             found = evaluate(job.model, sites, plans, job.held_out, gate, Baseline(job.model.proto), job.progress)
         if gate.holds(found.drop):
             record.quality = found.quality
@@ -240,14 +242,29 @@ def _certificate(gate: Gate, p_value: float, held_out: DataSet) -> dict[str, obj
 
 
 def _faster(job: _Job, plans: Mapping[str, SitePlan]) -> Mapping[str, SitePlan]:
-    """Under ``latency``: only the sites that are faster. Under ``flops``: all."""
-    if job.cost_model:
-        return never_slower.keep_expected(job.matches.sites, plans)
-    if job.feeds is None:
+    """Under ``latency``: only what is faster, lossless forms among it. Under ``flops``: all."""
+    if not job.latency:
         return plans
-    kept, timings = never_slower.keep_faster(job.model, job.matches.sites, plans, job.feeds, job.progress)
+    sites = [site for site in job.matches.sites if site.name not in job.settled]
+    options = {site.name: _options(job, site, plans[site.name]) for site in sites}
+    if job.feeds is None:
+        return {**plans, **never_slower.keep_expected(sites, options, infer_shapes(job.model.proto))}
+    kept, timings = never_slower.keep_faster(job.model, sites, options, job.feeds, job.progress)
     job.timings.update(timings)
-    return kept
+    return {**plans, **kept}
+
+
+def _options(job: _Job, site: Site, chosen: SitePlan) -> list[SitePlan]:
+    """The forms of a site to choose from by their speed.
+
+    A lossless prefix is none of them where there is a quantised form: it decides next to nothing
+    before most of the sum is known.
+    """
+    statistics = job.calibration.sites.get(site.name) if job.calibration else None
+    quantized = plan_quantized(site, statistics)
+    if quantized is None:
+        return [chosen]
+    return [quantized] if chosen.test == "bound" or not chosen.staged else [chosen, quantized]
 
 
 def _finish(job: _Job, plans: Mapping[str, SitePlan], record: Record) -> tuple[onnx.ModelProto, list[SiteRecord]]:
