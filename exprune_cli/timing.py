@@ -131,7 +131,7 @@ def with_rows(inputs: Sequence[Feeds], rows: int, transposed: bool) -> list[Feed
     rank = np.ndim(inputs[0]["in_0"])
     total = len(stacks["in_0"])
     result = []
-    for start in range(0, max(1, min(total // rows, 8))):
+    for start in range(max(1, min(total // rows, 8))):
         feed = {}
         for name, stack in stacks.items():
             cut = stack[np.arange(start * rows, (start + 1) * rows) % total]
