@@ -71,6 +71,23 @@ def betting_p_value(losses: np.ndarray, max_drop: float) -> float:
     return _p_value(np.log1p(-bets[:, None] * (losses[None, :] - max_drop)).sum(axis=1))
 
 
+def contradicts(losses: np.ndarray, max_drop: float, confidence: float) -> bool:
+    """Whether new samples show that the expected loss is larger than ``max_drop``.
+
+    The same test from the other side: under "the expected loss is at most ``max_drop``" the mean
+    over bets of ``prod(1 + l (x_i - max_drop))`` has expectation at most 1.
+
+    Args:
+        losses: ``[n]`` paired losses in [-1, 1].
+        max_drop: What was certified.
+        confidence: One minus the risk of contradicting a certificate that is right.
+
+    Raises:
+        ValueError: A loss is outside [-1, 1] or not finite.
+    """
+    return betting_p_value(-losses, -max_drop) <= 1 - confidence
+
+
 def _bets(max_drop: float) -> np.ndarray:
     top = 1 / (1 - max_drop) if max_drop < 1 else 1.0
     return top * np.arange(1, _BETS + 1) / (_BETS + 1)

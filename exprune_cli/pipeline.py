@@ -37,6 +37,8 @@ DEFAULT_MAX_DROP = 0.005
 #: The step of the knob that is taken when there are no samples to verify on.
 UNVERIFIED_BUDGET = 0.003
 _CALIBRATION_SAMPLES = 2000
+#: Inputs of one run each that are kept apart to time on, where held-out samples are all there is.
+_TIMED_INPUTS = 8
 
 
 @dataclass
@@ -116,10 +118,13 @@ def optimize_model(
         raise UsageError("--confidence needs --data: a certificate comes from samples")
     matches = match(model, exclude)
     calibration, held_out = _statistics(model, matches, calibration, data, seed, progress)
+    timed = data
+    if confidence is not None and held_out is not None and data is not None:
+        timed, held_out = _apart(data, held_out, batch or 1, seed)
     job = _Job(model, matches, calibration, held_out, progress)
     if objective == "latency" and matches.sites:
         job.cost_model = not measure
-        job.feeds = never_slower.timing_feeds(model, data, batch or 1, seed) if measure else None
+        job.feeds = never_slower.timing_feeds(model, timed, batch or 1, seed) if measure else None
         job.cost_model |= job.feeds is None
     record = Record(
         tool=f"exprune {__version__}",
@@ -159,6 +164,16 @@ def _statistics(
     seen, held_out = data.split(0.5, seed)
     seen = seen.take(min(len(seen), _CALIBRATION_SAMPLES), seed)
     return observe(model, matches.sites, seen, seed=seed, progress=_stage(progress, "observing", len(seen))), held_out
+
+
+def _apart(data: DataSet, held_out: DataSet, batch: int, seed: int) -> tuple[DataSet, DataSet]:
+    """Samples that sites may be timed on, and held-out ones, disjoint: a certificate rests on the latter."""
+    seen = data.without(held_out.ids)
+    if len(seen) or len(held_out) < 2:
+        return seen, held_out
+    count = min(_TIMED_INPUTS * batch, len(held_out) // 10 + 1)
+    timed = held_out.take(count, seed)
+    return timed, held_out.without(timed.ids)
 
 
 def _stage(progress: Progress | None, name: str, total: int) -> Callable[[int, int], None] | None:
@@ -203,14 +218,21 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
     never = {name for name, p in boldest.items() if steps[-1][name].staged and not p.staged}
     steps = [{name: boldest[name] if name in never else p for name, p in step.items()} for step in steps]
     sites = job.matches.sites
-    found = search(job.model, sites, steps, job.held_out, gate, job.progress)
+    if gate.confidence is not None:
+        # What timing drops after the walk would have to be tested again on the same samples, which
+        # breaks the level. So every step is timed before it is tested; timings know no losses.
+        found = search(job.model, sites, steps, job.held_out, gate, job.progress, lambda step: _faster(job, step))
+    else:
+        found = search(job.model, sites, steps, job.held_out, gate, job.progress)
     if found is not None:
-        plans = _faster(job, found.plans)
-        if plans != found.plans:
+        plans = found.plans
+        if gate.confidence is None:
+            plans = _faster(job, found.plans)
+        if any(plans[name] is not found.plans[name] for name in plans):
             found = evaluate(job.model, sites, plans, job.held_out, gate, Baseline(job.model.proto), job.progress)
         if gate.holds(found.drop):
             record.quality = found.quality
-            record.certificate = _certificate(gate, found.drop.p_value, job.held_out)
+            record.certificate = _certificate(gate, found.quality["metric"], found.drop.p_value, job.held_out)
             return plans
     if (max_drop is not None or gate.confidence is not None) and any(p.staged for p in steps[-1].values()):
         raise gate.refuse(len(job.held_out))
@@ -226,10 +248,11 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
     return _faster(job, _plans(job, "bound")[0])
 
 
-def _certificate(gate: Gate, p_value: float, held_out: DataSet) -> dict[str, object] | None:
+def _certificate(gate: Gate, metric: object, p_value: float, held_out: DataSet) -> dict[str, object] | None:
     if gate.confidence is None:
         return None
     return {
+        "metric": metric,
         "max_drop": gate.max_drop,
         "confidence": gate.confidence,
         "holds": True,

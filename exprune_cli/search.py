@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -94,6 +94,7 @@ def search(
     held_out: DataSet,
     gate: Gate,
     progress: Progress | None = None,
+    prepare: Callable[[Plans], Plans] = lambda plans: plans,
 ) -> Candidate | None:
     """Goes as far along the knob, end to end on held-out samples, as the gate holds.
 
@@ -106,6 +107,8 @@ def search(
         held_out: Samples that the plans have not seen.
         gate: What has to hold.
         progress: Where progress is shown.
+        prepare: Changes the plans of a step before it is measured, never because of what was measured
+            on ``held_out``: what is tested is then what is kept.
 
     Returns:
         The passing candidate that spends the fewest FLOPs, None if none passes.
@@ -116,9 +119,10 @@ def search(
     tried: dict[int, Candidate] = {}
 
     def holds(step: int) -> bool:
-        if not any(plan.staged for plan in plans[step].values()):
+        chosen = prepare(plans[step])
+        if not any(plan.staged for plan in chosen.values()):
             return True
-        tried[step] = candidate = evaluate(model, sites, plans[step], samples, gate, baseline, progress)
+        tried[step] = candidate = evaluate(model, sites, chosen, samples, gate, baseline, progress)
         return gate.holds(candidate.drop)
 
     walk = boldest if gate.confidence is None else furthest
