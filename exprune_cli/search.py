@@ -77,6 +77,7 @@ class Candidate:
         flops: Spent on all samples.
         drop: Its drop.
         quality: For the record.
+        losses: ``[samples]`` its losses, paired with the original.
     """
 
     plans: Plans
@@ -85,6 +86,7 @@ class Candidate:
     flops: float
     drop: Drop
     quality: dict[str, object]
+    losses: np.ndarray
 
 
 def search(
@@ -164,4 +166,5 @@ def evaluate(
         "agreement": result.agreement,
         "samples": drop.samples,
     }
-    return Candidate(plans, proto, records, np.inf if result.flops is None else result.flops, drop, quality)
+    flops = np.inf if result.flops is None else result.flops
+    return Candidate(plans, proto, records, flops, drop, quality, before - after)
