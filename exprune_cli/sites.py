@@ -195,6 +195,8 @@ class SitePlan:
         z: For ``stats``: the quantile that the test statistic is compared with.
         pruned: Expected share of outputs decided at or before each check, ``[S]``; None unknown.
         lost_energy: Expected share of the site's energy (sum of squared outputs) that is lost.
+        saved: Expected share of the site's dense FLOPs that is saved, where it does not follow from
+            ``ends`` and ``pruned``.
     """
 
     site: str
@@ -208,3 +210,4 @@ class SitePlan:
     z: float | None = None
     pruned: tuple[float, ...] | None = None
     lost_energy: float = 0.0
+    saved: float | None = None

@@ -1,0 +1,153 @@
+"""One price for the whole model: every site is as bold as its FLOPs are worth.
+
+Each site offers plans along its own budget. At a price ``p`` per saved FLOP it takes the plan with the
+largest ``p * saved - weight * lost``: marginal loss per saved FLOP is then equal across sites (the
+Lagrangian of "save most at a given total loss"). The weights say what a site's lost energy does to
+the model's output; :mod:`exprune_cli.sensitivity` measures them.
+
+Errors of ReLU sites add up as mean squares of the output, those of an ArgMax head are changed rows.
+Both are counted in changed predictions: for margins that have the density ``d`` at zero, an error of
+mean square ``S`` on the margin changes ``d sqrt(S / (2 pi))`` of them (half of the normal error's mean
+absolute value, to first order).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from exprune_cli.flops import TEST_COST
+from exprune_cli.planning.chunks import saved_share
+from exprune_cli.sites import Calibration, Site, SitePlan
+
+#: Budgets of the plans that a site offers: shares of its energy (or of a head's rows).
+OFFERS = tuple(float(value) for value in np.geomspace(2e-5, 0.5, 26))
+#: The knob: predicted loss of the whole model, as a share of changed predictions, or as the
+#: relative error of its outputs.
+LEVELS = tuple(float(value) for value in np.geomspace(3e-4, 0.12, 20))
+_HALVINGS = 40
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What errors of sites do to the model's output.
+
+    Attributes:
+        errors: By site: mean square of the output's error per unit of the site's lost energy share.
+        density: Of the margins at zero, where predictions are compared; None where values are: a loss
+            is then the root of the mean square, relative to the values'.
+    """
+
+    errors: Mapping[str, float]
+    density: float | None
+
+    def loss(self, square: float) -> float:
+        """Predicted loss of an output error of this mean square."""
+        return self._scale * float(np.sqrt(square))
+
+    def slope(self, square: float) -> float:
+        """Derivative of :meth:`loss`."""
+        return self._scale / (2 * float(np.sqrt(square)) + 1e-30)
+
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self.density is None else self.density / float(np.sqrt(2 * np.pi))
+
+
+def saved_flops(site: Site, plan: SitePlan, rows: float) -> float:
+    """FLOPs per sample that a plan is expected to save, its tests and estimate paid."""
+    dense = 2.0 * rows * site.outputs * site.groups * site.taps
+    if not plan.staged or plan.pruned is None:
+        return 0.0
+    if site.kind == "sparse":
+        return dense * plan.pruned[0] - rows * site.groups
+    if plan.saved is not None:
+        return dense * plan.saved
+    cost = TEST_COST[plan.test or "calibrated"](1) / (2 * site.groups * site.taps)
+    return dense * saved_share(plan.ends[:-1], site.groups, plan.pruned, cost)
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What a site offers: plans, with the FLOPs saved and the energy lost by each; entry 0 is dense."""
+
+    plans: list[SitePlan]
+    saved: np.ndarray
+    lost: np.ndarray
+
+
+def allocate(
+    sites: Sequence[Site],
+    calibration: Calibration,
+    plans: Sequence[Mapping[str, SitePlan]],
+    sensitivity: Sensitivity,
+    levels: Sequence[float] = LEVELS,
+) -> list[dict[str, SitePlan]]:
+    """Chooses among each site's plans by one price, once per level of predicted loss.
+
+    Args:
+        sites: From ``match``.
+        calibration: From ``observe``; says how many rows a site has per sample.
+        plans: Plans of all sites, once per budget that they may lose, rising.
+        sensitivity: Weights of the ReLU sites.
+        levels: Predicted losses that must not be exceeded, rising.
+
+    Returns:
+        For each level, plans by site name.
+    """
+    offers = {site.name: _offer(site, calibration, [step[site.name] for step in plans]) for site in sites}
+    kinds = {site.name: site.kind for site in sites}
+    return [_at_level(offers, kinds, sensitivity, level) for level in levels]
+
+
+def _offer(site: Site, calibration: Calibration, plans: Sequence[SitePlan]) -> _Offer:
+    statistics = calibration.sites.get(site.name)
+    rows = statistics.count / max(calibration.samples, 1) if statistics is not None else 1.0
+    # Budgets that a site cannot use give the same plan again.
+    staged = list({id(plan): plan for plan in plans if plan.staged}.values())
+    dense = next((plan for plan in plans if not plan.staged), None)
+    if dense is None:
+        dense = SitePlan(site.name, False, "it costs more quality than it saves work, at the model's one price")
+    saved = [0.0, *(saved_flops(site, plan, rows) for plan in staged)]
+    return _Offer([dense, *staged], np.array(saved), np.array([0.0, *(plan.lost_energy for plan in staged)]))
+
+
+def _at_level(
+    offers: Mapping[str, _Offer], kinds: Mapping[str, str], sensitivity: Sensitivity, level: float
+) -> dict[str, SitePlan]:
+    """The boldest choice of one price whose predicted loss is within ``level``."""
+    low, high = 1e-30, 1e30
+    chosen = _at_price(offers, kinds, sensitivity, low)[0]
+    for _ in range(_HALVINGS * 4):
+        middle = float(np.sqrt(low * high))
+        trial, loss = _at_price(offers, kinds, sensitivity, middle)
+        if loss <= level:
+            low, chosen = middle, trial
+        else:
+            high = middle
+        if high / low < 1.0001:
+            break
+    return {name: offers[name].plans[index] for name, index in chosen.items()}
+
+
+def _at_price(
+    offers: Mapping[str, _Offer], kinds: Mapping[str, str], sensitivity: Sensitivity, price: float
+) -> tuple[dict[str, int], float]:
+    """What every site takes, and the predicted loss; ``price`` is in mean squares per FLOP."""
+    chosen: dict[str, int] = {}
+    square = 0.0
+    for name, offer in offers.items():
+        if kinds[name] != "argmax":
+            weight = sensitivity.errors.get(name, 0.0)
+            chosen[name] = int(np.argmax(price * offer.saved - weight * offer.lost))
+            square += weight * float(offer.lost[chosen[name]])
+    loss = sensitivity.loss(square)
+    # Where nothing else is lost the root has no finite slope; a head is then as dear as at a small loss.
+    slope = sensitivity.slope(max(square, 1e-8))
+    for name, offer in offers.items():
+        if kinds[name] == "argmax":
+            chosen[name] = int(np.argmax(price * slope * offer.saved - offer.lost))
+            loss += float(offer.lost[chosen[name]])
+    return chosen, loss
