@@ -35,23 +35,31 @@ class Drop:
     samples: int
 
 
-def judge(losses: np.ndarray, max_drop: float, *, bounded: bool = True) -> Drop:
+def judge(losses: np.ndarray, max_drop: float, *, bounded: bool = True, unit: float = 1.0) -> Drop:
     """Measures a drop against what is allowed.
 
     Args:
         losses: ``[n]`` paired losses, higher is worse.
         max_drop: The allowed expected drop.
         bounded: Whether losses are in [-1, 1]; the p-value of others is 1.
+        unit: The smallest change of a sample's score: 1 for right or wrong, less for a mean over
+            positions (see :func:`score_unit`).
     """
     count = len(losses)
     mean = float(np.mean(losses))
     if count < 2:
         return Drop(mean, math.inf, 1.0, count)
     # A sample without any change says that changes are rare, not that there are none:
-    # one further sample, of half a unit, keeps the limit above zero.
-    spread = math.sqrt((float(np.var(losses, ddof=1)) * (count - 1) + 0.25 / count) / count)
+    # one further sample, with half of its positions changed at random, keeps the limit above zero.
+    spread = math.sqrt((float(np.var(losses, ddof=1)) * (count - 1) + 0.25 * unit / count) / count)
     upper = mean + float(ndtri(VERIFY_LEVEL)) * spread / math.sqrt(count)
     return Drop(mean, upper, betting_p_value(losses, max_drop) if bounded else 1.0, count)
+
+
+def score_unit(scores: np.ndarray) -> float:
+    """The smallest difference between scores: 1 where samples are right or wrong as a whole."""
+    gaps = np.diff(np.unique(np.round(scores, 9)))
+    return float(np.clip(gaps.min(initial=1.0), 1e-6, 1.0))
 
 
 def betting_p_value(losses: np.ndarray, max_drop: float) -> float:

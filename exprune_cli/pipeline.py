@@ -14,11 +14,13 @@ from exprune_cli.errors import GateError, UsageError
 from exprune_cli.match import Matches, match
 from exprune_cli.measure import Baseline
 from exprune_cli.model import Model
+from exprune_cli.planning.allocation import OFFERS, allocate, rows_per_sample, saved_flops
 from exprune_cli.planning.planner import BUDGETS, plan
 from exprune_cli.planning.relu import dense
 from exprune_cli.record import Record, SiteRecord, write_record
 from exprune_cli.rewrite import refusal_records, rewrite
 from exprune_cli.search import Gate, evaluate, search
+from exprune_cli.sensitivity import measure_sensitivity
 from exprune_cli.sessions import Feeds
 from exprune_cli.sites import TESTS, Calibration, SitePlan
 from exprune_cli.timing import SiteTiming
@@ -36,9 +38,13 @@ LOSSY = ("stats", "threshold", "calibrated")
 DEFAULT_MAX_DROP = 0.005
 #: The step of the knob that is taken when there are no samples to verify on.
 UNVERIFIED_BUDGET = 0.003
-_CALIBRATION_SAMPLES = 2000
-#: Inputs of one run each that are kept apart to time on, where held-out samples are all there is.
-_TIMED_INPUTS = 8
+#: Of data that both calibrate and verify, a quarter calibrates, within these limits: what is
+#: estimated from rows needs fewer samples than a drop does.
+_CALIBRATION_SHARE = 0.25
+_CALIBRATION_SAMPLES = (16, 2000)
+#: Where all samples are held out, so many (or an eighth) are kept apart to plan on; of fewer than that, none.
+_PROBE_SAMPLES = 128
+_FEW = 64
 
 
 @dataclass
@@ -58,13 +64,14 @@ class Optimized:
 
 @dataclass
 class _Job:
-    """What the steps of one run share."""
+    """What the steps of one run share; ``probe`` are samples to plan on, apart from ``held_out``."""
 
     model: Model
     matches: Matches
     calibration: Calibration | None
     held_out: DataSet | None
     progress: Progress | None
+    probe: DataSet | None = None
     feeds: Sequence[Feeds] | None = None
     cost_model: bool = False
     timings: dict[str, SiteTiming] = field(default_factory=dict)
@@ -91,7 +98,7 @@ def optimize_model(
 
     Args:
         model: The original; not changed.
-        calibration: Statistics of an earlier ``calibrate``; made from half of ``data`` if None.
+        calibration: Statistics of an earlier ``calibrate``; made from a part of ``data`` if None.
         data: Samples. Those that the statistics did not see verify the drop.
         test: ``auto`` (``calibrated`` with statistics, else ``bound``) or one of ``TESTS``.
         objective: ``latency`` or ``flops``.
@@ -118,13 +125,13 @@ def optimize_model(
         raise UsageError("--confidence needs --data: a certificate comes from samples")
     matches = match(model, exclude)
     calibration, held_out = _statistics(model, matches, calibration, data, seed, progress)
-    timed = data
-    if confidence is not None and held_out is not None and data is not None:
-        timed, held_out = _apart(data, held_out, batch or 1, seed)
-    job = _Job(model, matches, calibration, held_out, progress)
+    probe = None
+    if held_out is not None and data is not None:
+        probe, held_out = _apart(data, held_out, seed)
+    job = _Job(model, matches, calibration, held_out, progress, probe)
     if objective == "latency" and matches.sites:
         job.cost_model = not measure
-        job.feeds = never_slower.timing_feeds(model, timed, batch or 1, seed) if measure else None
+        job.feeds = never_slower.timing_feeds(model, probe or data, batch or 1, seed) if measure else None
         job.cost_model |= job.feeds is None
     record = Record(
         tool=f"exprune {__version__}",
@@ -161,19 +168,22 @@ def _statistics(
         return None, None
     from exprune_cli.observe import observe
 
-    seen, held_out = data.split(0.5, seed)
-    seen = seen.take(min(len(seen), _CALIBRATION_SAMPLES), seed)
+    least, most = _CALIBRATION_SAMPLES
+    share = max(_CALIBRATION_SHARE, min(0.5, least / max(len(data), 1)))
+    seen, held_out = data.split(share, seed)
+    seen = seen.take(min(len(seen), most), seed)
     return observe(model, matches.sites, seen, seed=seed, progress=_stage(progress, "observing", len(seen))), held_out
 
 
-def _apart(data: DataSet, held_out: DataSet, batch: int, seed: int) -> tuple[DataSet, DataSet]:
-    """Samples that sites may be timed on, and held-out ones, disjoint: a certificate rests on the latter."""
+def _apart(data: DataSet, held_out: DataSet, seed: int) -> tuple[DataSet | None, DataSet]:
+    """Samples to plan and to time on, and held-out ones, disjoint: a certificate rests on the latter."""
     seen = data.without(held_out.ids)
-    if len(seen) or len(held_out) < 2:
+    if len(seen):
         return seen, held_out
-    count = min(_TIMED_INPUTS * batch, len(held_out) // 10 + 1)
-    timed = held_out.take(count, seed)
-    return timed, held_out.without(timed.ids)
+    if len(held_out) < _FEW:
+        return None, held_out
+    probe = held_out.take(min(_PROBE_SAMPLES, len(held_out) // 8), seed)
+    return probe, held_out.without(probe.ids)
 
 
 def _stage(progress: Progress | None, name: str, total: int) -> Callable[[int, int], None] | None:
@@ -204,20 +214,42 @@ def _plans(job: _Job, test: str) -> list[dict[str, SitePlan]]:
     return plan(sites, job.calibration, test, BUDGETS, _stage(job.progress, "planning", len(sites)))
 
 
-def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Mapping[str, SitePlan]:
-    """Plans of a test that can change results, as bold as the gate allows."""
-    steps = _plans(job, record.test)
-    if job.held_out is None:
-        if max_drop is not None:
-            raise GateError("--max-drop cannot be shown to hold without samples: give --data")
-        return _faster(job, steps[BUDGETS.index(UNVERIFIED_BUDGET)])
-    if not len(job.held_out):
-        raise GateError("every sample of --data was used by the calibration: none is left to verify the drop")
+def _knob(job: _Job, test: str) -> list[dict[str, SitePlan]]:
+    """Plans of all sites along the knob, from the safest; sites that cannot be faster stay dense."""
+    sites, calibration = job.matches.sites, job.calibration
+    priced = test == "calibrated" and job.probe is not None and calibration is not None
+    steps = plan(sites, calibration, test, OFFERS if priced else BUDGETS, _stage(job.progress, "planning", len(sites)))
     # Sites that do not win at the boldest step cannot win at a more careful one.
     boldest = _faster(job, steps[-1])
     never = {name for name, p in boldest.items() if steps[-1][name].staged and not p.staged}
     steps = [{name: boldest[name] if name in never else p for name, p in step.items()} for step in steps]
-    sites = job.matches.sites
+    if not priced:
+        return steps
+    assert job.probe is not None and calibration is not None
+    show = job.progress.counter("measuring sensitivity") if job.progress is not None else None
+    sensitivity = measure_sensitivity(job.model, sites, steps, job.probe, progress=show)
+    if sensitivity is None:
+        return steps
+    worth = None
+    if job.timings:
+        worth = {}
+        for site in sites:
+            saved = saved_flops(site, steps[-1][site.name], rows_per_sample(site, calibration))
+            timing = job.timings.get(site.name)
+            if saved > 0 and timing is not None:
+                worth[site.name] = max(timing.dense_us - timing.staged_us, 0.0) / saved
+    return allocate(sites, calibration, steps, sensitivity, worth=worth)
+
+
+def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Mapping[str, SitePlan]:
+    """Plans of a test that can change results, as bold as the gate allows."""
+    if job.held_out is None:
+        if max_drop is not None:
+            raise GateError("--max-drop cannot be shown to hold without samples: give --data")
+        return _faster(job, _plans(job, record.test)[BUDGETS.index(UNVERIFIED_BUDGET)])
+    if not len(job.held_out):
+        raise GateError("every sample of --data was used by the calibration: none is left to verify the drop")
+    steps, sites = _knob(job, record.test), job.matches.sites
     if gate.confidence is not None:
         # What timing drops after the walk would have to be tested again on the same samples, which
         # breaks the level. So every step is timed before it is tested; timings know no losses.

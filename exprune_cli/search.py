@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from exprune_cli.certify import VERIFY_LEVEL, Drop, boldest, furthest, judge, samples_needed
+from exprune_cli.certify import VERIFY_LEVEL, Drop, boldest, furthest, judge, samples_needed, score_unit
 from exprune_cli.errors import ExpruneError, GateError, UsageError
 from exprune_cli.measure import Baseline, measure
 from exprune_cli.model import Model
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from exprune_cli.progress import Progress
 
 #: Samples that a search without a certificate looks at, at most.
-SEARCH_SAMPLES = 2000
+SEARCH_SAMPLES = 3000
 #: Metrics whose scores are in [0, 1]: what the p-value needs.
 _BOUNDED = ("accuracy", "agreement")
 
@@ -61,7 +61,7 @@ class Gate:
         if samples < needed:
             return GateError(
                 f"{promise} from {samples} held-out samples: at least {needed} are needed "
-                "(twice that in --data, half of which calibrates)"
+                "(a third more in --data, a quarter of which calibrates)"
             )
         return GateError(f"{promise} on {samples} held-out samples: allow more or give more samples")
 
@@ -157,7 +157,9 @@ def evaluate(
         raise ExpruneError("no metric fits the model's outputs: give one with --metric")
     if gate.confidence is not None and result.metric not in _BOUNDED:
         raise UsageError(f"--confidence needs a metric between 0 and 1 ({' or '.join(_BOUNDED)}), not {result.metric}")
-    drop = judge(before - after, gate.max_drop, bounded=result.metric in _BOUNDED)
+    bounded = result.metric in _BOUNDED
+    unit = score_unit(np.concatenate([before, after])) if bounded else 1.0
+    drop = judge(before - after, gate.max_drop, bounded=bounded, unit=unit)
     quality: dict[str, object] = {
         "metric": result.metric,
         "baseline": float(np.mean(before)),

@@ -1,7 +1,7 @@
 """What a site's error does to the model's output, measured: stage one site, look at the output.
 
-No gradients: each site in turn is staged alone, at a budget where its error is well above rounding,
-and the model is run on a few samples. The error that pruning really makes, with its own signs and
+No gradients: each site in turn is staged alone, as carefully, as usual and as boldly as plans are, and
+the model is run on a few samples. The error that pruning really makes, with its own signs and
 correlations, is what reaches the output. Where the model ends in an ArgMax, the scores before it are
 compared, because a few samples hold many margins but few changed predictions.
 """
@@ -26,10 +26,11 @@ from exprune_cli.sites import Site, SitePlan
 if TYPE_CHECKING:
     from exprune_cli.data import DataSet
 
-#: A site's share of lost energy at which it is measured, or the boldest that it offers.
-PROBE = 0.01
-#: Samples that all sites together may be run on, and at least so many each.
-_RUNS = 2000
+#: Shares of lost energy at which a site is measured; small errors add up independently of each other,
+#: large ones have a mean that does not, so that the output's error grows faster than the energy.
+PROBES = (0.003, 0.015, 0.06)
+#: Samples that all sites and probes together may be run on, and at least and at most so many each.
+_RUNS = 4000
 _LEAST, _MOST = 24, 128
 #: Floats of scores that are kept; fewer samples are taken of models with more.
 _SCORES = 2**24
@@ -68,41 +69,49 @@ def measure_sensitivity(
         None where the output is nothing that errors can be measured on.
     """
     outputs = decisive_outputs(model.proto)
-    probes = {site.name: _probe(site, steps) for site in sites}
-    staged = [site for site in sites if probes[site.name] is not None]
-    if not outputs or not staged or not len(data):
+    probes = [(site, plan) for site in sites for plan in _probes(site, steps)]
+    if not outputs or not probes or not len(data):
         return None
-    count = int(np.clip(_RUNS // len(staged), _LEAST, _MOST))
+    count = int(np.clip(_RUNS // len(probes), _LEAST, _MOST))
     feeds = [batch.feeds for batch in data.take(min(count, len(data)), seed).batches(16)]
     before = _run(model.proto, outputs, feeds)
     if not before:
         return None
     feeds = feeds[: len(before[0])]
     margins = _margins(outputs[0], before[0], before[0]) if outputs[0].axis is not None else None
-    errors = {}
-    for done, site in enumerate(staged):
-        plan = probes[site.name]
-        assert plan is not None
+    measured: dict[str, list[tuple[float, float]]] = {}
+    for done, (site, plan) in enumerate(probes):
         alone = {other.name: dense(other, "") for other in sites} | {site.name: plan}
         after = _run(rewrite(model, sites, alone)[0], outputs, feeds)
-        errors[site.name] = _error(outputs, before, after, margins) / plan.lost_energy
+        error = _error(outputs, before, after, margins)
+        measured.setdefault(site.name, []).append((plan.lost_energy, error))
         if progress is not None:
-            progress(done + 1, len(staged))
+            progress(done + 1, len(probes))
     density = None
     if margins is not None:
         every = np.concatenate(margins)
         density = _SHARE / (float(np.quantile(every, _SHARE)) + 1e-30)
     # A site whose error did not reach these samples' outputs is not free: the least that another costs.
-    least = min((value for value in errors.values() if value > 0), default=1.0)
-    return Sensitivity({name: max(value, least) for name, value in errors.items()}, density)
+    slopes = [error / lost for points in measured.values() for lost, error in points if error > 0]
+    least = min(slopes, default=1.0)
+    errors = {}
+    for name, points in measured.items():
+        squares = np.maximum.accumulate([max(error, least * lost) for lost, error in points])
+        errors[name] = ([lost for lost, _ in points], [float(value) for value in squares])
+    return Sensitivity(errors, density)
 
 
-def _probe(site: Site, steps: Sequence[Plans]) -> SitePlan | None:
-    """The plan to measure a ReLU site with: the first that loses enough to be seen."""
+def _probes(site: Site, steps: Sequence[Plans]) -> list[SitePlan]:
+    """The plans to measure a ReLU site with, losing more and more."""
     if site.kind != "relu":
-        return None
+        return []
     offers = [step[site.name] for step in steps if step[site.name].staged and step[site.name].lost_energy > 0]
-    return next((plan for plan in offers if plan.lost_energy >= PROBE), offers[-1] if offers else None)
+    chosen: list[SitePlan] = []
+    for share in PROBES:
+        plan = next((plan for plan in offers if plan.lost_energy >= share), offers[-1] if offers else None)
+        if plan is not None and (not chosen or plan.lost_energy > chosen[-1].lost_energy):
+            chosen.append(plan)
+    return chosen
 
 
 #: Operators that hand the order of indices or values on.

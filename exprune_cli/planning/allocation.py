@@ -26,7 +26,7 @@ from exprune_cli.sites import Calibration, Site, SitePlan
 OFFERS = tuple(float(value) for value in np.geomspace(2e-5, 0.5, 26))
 #: The knob: predicted loss of the whole model, as a share of changed predictions, or as the
 #: relative error of its outputs.
-LEVELS = tuple(float(value) for value in np.geomspace(3e-4, 0.12, 20))
+LEVELS = tuple(float(value) for value in np.geomspace(3e-4, 0.45, 24))
 _HALVINGS = 40
 
 
@@ -35,13 +35,27 @@ class Sensitivity:
     """What errors of sites do to the model's output.
 
     Attributes:
-        errors: By site: mean square of the output's error per unit of the site's lost energy share.
+        errors: By site: lost energy shares, rising, and the mean squares of the output's error that they
+            were measured to make. In between they follow a power of the share; they start linearly.
         density: Of the margins at zero, where predictions are compared; None where values are: a loss
             is then the root of the mean square, relative to the values'.
     """
 
-    errors: Mapping[str, float]
+    errors: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     density: float | None
+
+    def square(self, site: str, lost: np.ndarray) -> np.ndarray:
+        """Mean square of the output's error at these lost shares; 0 for a site that was not measured."""
+        if site not in self.errors:
+            return np.zeros_like(lost)
+        shares, squares = (np.log(np.asarray(values)) for values in self.errors[site])
+        with np.errstate(divide="ignore"):
+            at = np.log(lost)
+        # Beyond the largest share it goes on as steeply as measured last, at least linearly.
+        end = 1.0 if len(shares) < 2 else max(1.0, (squares[-1] - squares[-2]) / (shares[-1] - shares[-2]))
+        inside = np.interp(at, shares, squares)
+        inside = np.where(at < shares[0], squares[0] + at - shares[0], inside)
+        return np.exp(np.where(at > shares[-1], squares[-1] + end * (at - shares[-1]), inside))
 
     def loss(self, square: float) -> float:
         """Predicted loss of an output error of this mean square."""
@@ -69,9 +83,18 @@ def saved_flops(site: Site, plan: SitePlan, rows: float) -> float:
     return dense * saved_share(plan.ends[:-1], site.groups, plan.pruned, cost)
 
 
+def rows_per_sample(site: Site, calibration: Calibration) -> float:
+    """Rows that a site has per sample, on average."""
+    statistics = calibration.sites.get(site.name)
+    return statistics.count / max(calibration.samples, 1) if statistics is not None else 1.0
+
+
 @dataclass(frozen=True)
 class _Offer:
-    """What a site offers: plans, with the FLOPs saved and the energy lost by each; entry 0 is dense."""
+    """What a site offers: plans, with the FLOPs that each saves and what it loses; entry 0 is dense.
+
+    ``lost`` is a mean square of the model's output, or a head's share of changed rows.
+    """
 
     plans: list[SitePlan]
     saved: np.ndarray
@@ -84,6 +107,7 @@ def allocate(
     plans: Sequence[Mapping[str, SitePlan]],
     sensitivity: Sensitivity,
     levels: Sequence[float] = LEVELS,
+    worth: Mapping[str, float] | None = None,
 ) -> list[dict[str, SitePlan]]:
     """Chooses among each site's plans by one price, once per level of predicted loss.
 
@@ -93,25 +117,34 @@ def allocate(
         plans: Plans of all sites, once per budget that they may lose, rising.
         sensitivity: Weights of the ReLU sites.
         levels: Predicted losses that must not be exceeded, rising.
+        worth: By site, what a saved FLOP is worth, e.g. the microseconds that it was measured to save;
+            None: the same everywhere. A site that is not named is worth nothing.
 
     Returns:
         For each level, plans by site name.
     """
-    offers = {site.name: _offer(site, calibration, [step[site.name] for step in plans]) for site in sites}
+    offers = {}
+    for site in sites:
+        value = 1.0 if worth is None else worth.get(site.name, 0.0)
+        offers[site.name] = _offer(site, calibration, [step[site.name] for step in plans], sensitivity, value)
     kinds = {site.name: site.kind for site in sites}
     return [_at_level(offers, kinds, sensitivity, level) for level in levels]
 
 
-def _offer(site: Site, calibration: Calibration, plans: Sequence[SitePlan]) -> _Offer:
-    statistics = calibration.sites.get(site.name)
-    rows = statistics.count / max(calibration.samples, 1) if statistics is not None else 1.0
+def _offer(
+    site: Site, calibration: Calibration, plans: Sequence[SitePlan], sensitivity: Sensitivity, value: float
+) -> _Offer:
+    rows = rows_per_sample(site, calibration)
     # Budgets that a site cannot use give the same plan again.
     staged = list({id(plan): plan for plan in plans if plan.staged}.values())
     dense = next((plan for plan in plans if not plan.staged), None)
     if dense is None:
         dense = SitePlan(site.name, False, "it costs more quality than it saves work, at the model's one price")
-    saved = [0.0, *(saved_flops(site, plan, rows) for plan in staged)]
-    return _Offer([dense, *staged], np.array(saved), np.array([0.0, *(plan.lost_energy for plan in staged)]))
+    saved = [0.0, *(value * saved_flops(site, plan, rows) for plan in staged)]
+    lost = np.array([0.0, *(plan.lost_energy for plan in staged)])
+    if site.kind != "argmax":
+        lost = sensitivity.square(site.name, lost)
+    return _Offer([dense, *staged], np.array(saved), lost)
 
 
 def _at_level(
@@ -140,9 +173,8 @@ def _at_price(
     square = 0.0
     for name, offer in offers.items():
         if kinds[name] != "argmax":
-            weight = sensitivity.errors.get(name, 0.0)
-            chosen[name] = int(np.argmax(price * offer.saved - weight * offer.lost))
-            square += weight * float(offer.lost[chosen[name]])
+            chosen[name] = int(np.argmax(price * offer.saved - offer.lost))
+            square += float(offer.lost[chosen[name]])
     loss = sensitivity.loss(square)
     # Where nothing else is lost the root has no finite slope; a head is then as dear as at a small loss.
     slope = sensitivity.slope(max(square, 1e-8))

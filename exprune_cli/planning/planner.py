@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from exprune_cli.planning.argmax import plan_argmax
-from exprune_cli.planning.relu import dense, plan_relu
+from exprune_cli.planning.relu import dense, output_weights, plan_relu
 from exprune_cli.sites import Calibration, Site, SitePlan, SiteStatistics
 
 #: The knob: the share of each site's energy (or of a head's rows) that may be lost. 0 is lossless.
@@ -32,15 +32,17 @@ def plan(
         For each budget, plans by site name.
     """
     result: list[dict[str, SitePlan]] = [{} for _ in budgets]
+    weights = output_weights(sites) if test == "calibrated" else {}
     for done, site in enumerate(sites):
         statistics = calibration.sites.get(site.name) if calibration else None
         if site.kind == "sparse":
             plans = [plan_sparse(site, statistics)] * len(budgets)
         elif calibration is not None and statistics is None:
             plans = [dense(site, "the calibration has no statistics for it")] * len(budgets)
+        elif site.kind == "argmax":
+            plans = plan_argmax(site, statistics, test, budgets)
         else:
-            planner = plan_argmax if site.kind == "argmax" else plan_relu
-            plans = planner(site, statistics, test, budgets)
+            plans = plan_relu(site, statistics, test, budgets, weights.get(site.name))
         for table, site_plan in zip(result, plans, strict=True):
             table[site.name] = site_plan
         if progress:
