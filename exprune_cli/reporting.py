@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from exprune_cli import flops
-from exprune_cli.counting import Counts, FlopsCounter, count_flops, staged_nodes
+from exprune_cli.counting import Counts, FlopsCounter, count_flops, staged_nodes, weight_shares
 from exprune_cli.errors import ExpruneError
 from exprune_cli.instrument import inline_functions
 from exprune_cli.record import Record, SiteRecord, read_record
@@ -290,7 +290,8 @@ def static_counts(proto: onnx.ModelProto, staged: Mapping[str, SiteRecord], batc
     if its inputs leave no other size open.
     """
     whole = inline_functions(proto)
-    counts = count_flops(whole.graph.node, static_shapes(whole, batch), staged_nodes(proto, staged.values()))
+    staged_of = staged_nodes(proto, staged.values())
+    counts = count_flops(whole.graph.node, static_shapes(whole, batch), staged_of, weight_shares(whole.graph))
     if counts.total is not None:
         return counts
     zeros = zero_feeds(proto, batch)

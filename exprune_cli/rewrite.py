@@ -82,4 +82,5 @@ def _record(site: Site, plan: SitePlan, names: tuple[str, str] | None) -> SiteRe
         output=site.output,
         pruned=None if plan.pruned is None else [float(share) for share in plan.pruned],
         parameters=parameters,
+        nonzero=[float(share) for share in plan.nonzero],
     )

@@ -197,6 +197,7 @@ class SitePlan:
         lost_energy: Expected share of the site's energy (sum of squared outputs) that is lost.
         saved: Expected share of the site's dense FLOPs that is saved, where it does not follow from
             ``ends`` and ``pruned``.
+        nonzero: Share of each chunk's weights that are not zero, where the site was statically pruned.
     """
 
     site: str
@@ -211,3 +212,4 @@ class SitePlan:
     pruned: tuple[float, ...] | None = None
     lost_energy: float = 0.0
     saved: float | None = None
+    nonzero: tuple[float, ...] = ()

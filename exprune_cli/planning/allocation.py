@@ -72,9 +72,12 @@ class Sensitivity:
 
 def saved_flops(site: Site, plan: SitePlan, rows: float) -> float:
     """FLOPs per sample that a plan is expected to save, its tests and estimate paid."""
-    dense = 2.0 * rows * site.outputs * site.groups * site.taps
     if not plan.staged or plan.pruned is None:
         return 0.0
+    groups = float(site.groups)
+    if plan.nonzero:
+        groups = float(np.dot(np.diff([0, *(plan.ends or [site.groups])]), plan.nonzero))
+    dense = 2.0 * rows * site.outputs * groups * site.taps
     if site.kind == "sparse":
         return dense * plan.pruned[0] - rows * site.groups
     if plan.saved is not None:

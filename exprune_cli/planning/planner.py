@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from exprune_cli.flops import nonzero_share
+from exprune_cli.planning import chunks
 from exprune_cli.planning.argmax import plan_argmax
 from exprune_cli.planning.relu import dense, output_weights, plan_relu
 from exprune_cli.sites import Calibration, Site, SitePlan, SiteStatistics
@@ -43,11 +45,22 @@ def plan(
             plans = plan_argmax(site, statistics, test, budgets)
         else:
             plans = plan_relu(site, statistics, test, budgets, weights.get(site.name))
+        plans = _with_shares(site, plans)
         for table, site_plan in zip(result, plans, strict=True):
             table[site.name] = site_plan
         if progress:
             progress(done + 1, len(sites))
     return result
+
+
+def _with_shares(site: Site, plans: Sequence[SitePlan]) -> list[SitePlan]:
+    """The plans, those of statically pruned weights with the share of zeros in each chunk."""
+    weight = site.load_weight()
+    if nonzero_share(weight) < 1:
+        for plan_ in plans:
+            if plan_.staged:
+                plan_.nonzero = chunks.chunk_shares(weight, plan_.order, plan_.ends)
+    return list(plans)
 
 
 def plan_sparse(site: Site, statistics: SiteStatistics | None) -> SitePlan:

@@ -92,10 +92,12 @@ def _plan_calibrated(
     sums = chunks.partial_sums(statistics.rows, weight, order, ends)
     offset = chunks.known_offset(site, statistics)
     fits = [calibrated.fit(total, sums[-1]) for total in sums[:-1]]
+    *work, whole = chunks.cumulative_work(weight, order, ends)
+    test_cost = TEST_COST["calibrated"](1) * site.outputs / (2 * whole)
     losses = [_expected(f, total, offset, weights) for f, total in zip(fits, sums, strict=False)]
     energy = _output_energy(site, sums[-1] + offset) * weights
     plans = []
-    for choice in choose(losses, energy, ends, site.groups, budgets, _test_share(site, "calibrated", 1)):
+    for choice in choose(losses, energy, work, whole, budgets, test_cost):
         if choice is None:
             plans.append(dense(site, "no check saves more than it costs within the budget"))
             continue
@@ -110,8 +112,11 @@ def _plan_calibrated(
                 order=order,
                 ends=(*at, site.groups),
                 parameters=calibrated.limits(
-                    [fits[i] for i in choice.checks], prices(choice.price, at, site.groups), weights
+                    [fits[i] for i in choice.checks],
+                    prices(choice.price, [work[i] for i in choice.checks], whole),
+                    weights,
                 ),
+                saved=choice.saved,
                 pruned=choice.pruned,
                 lost_energy=choice.lost,
             )
