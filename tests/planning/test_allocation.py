@@ -86,10 +86,10 @@ def test_what_costs_more_is_pruned_less() -> None:
     plans = _offers(sites[:1], 0)
     plans = [{"a": step["a"], "b": _plan(sites[1], step["a"].pruned[0], step["a"].lost_energy)} for step in plans]
     sensitivity = Sensitivity({"a": ([0.01], [0.05]), "b": ([0.01], [0.01])}, None)
-    chosen = allocate(sites, _calibration(sites), plans, sensitivity, (0.15,))[0]
+    chosen = allocate(sites, _calibration(sites), plans, sensitivity, (0.25,))[0]
     assert chosen["a"].lost_energy < chosen["b"].lost_energy
     worth = {"a": 1000.0, "b": 1e-6}
-    turned = allocate(sites, _calibration(sites), plans, sensitivity, (0.15,), worth)[0]
+    turned = allocate(sites, _calibration(sites), plans, sensitivity, (0.25,), worth)[0]
     assert turned["a"].lost_energy > chosen["a"].lost_energy and not turned["b"].staged
 
 
