@@ -66,7 +66,7 @@ _RECURRENT_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 def counted_tensors(node: onnx.NodeProto) -> list[str]:
     """Names of the tensors whose shapes :func:`node_flops` needs; empty for uncounted nodes."""
     if node.domain == DOMAIN:
-        return [node.input[0], node.input[3] if "Prefix" in node.op_type else node.input[1], node.output[0]]
+        return [node.input[0], node.input[1 if "Sparse" in node.op_type else 3], node.output[0]]
     if node.domain not in ("", "ai.onnx"):
         return []
     if node.op_type in ("Conv", "ConvInteger"):
@@ -85,7 +85,9 @@ def counted_tensors(node: onnx.NodeProto) -> list[str]:
 def weight_inputs(node: onnx.NodeProto) -> list[str]:
     """Names of the inputs that hold a linear node's weights, where they are weights."""
     if node.domain == DOMAIN:
-        return [node.input[3], node.input[4]] if "Prefix" in node.op_type else [node.input[1]]
+        if "Prefix" in node.op_type:
+            return [node.input[3], node.input[4]]
+        return [node.input[3 if "LowRank" in node.op_type else 1]]
     if node.domain in ("", "ai.onnx") and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return list(node.input[:2])
     return []
@@ -195,6 +197,10 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
     if site.test is None:
         raise ValueError(f"site {site.name} has no test")
     cost = TEST_COST[site.test]
+    if site.estimate == "low-rank":
+        # V x and U (V x) for all, then the survivors whole: the estimate is no part of the result.
+        estimate = 2.0 * rows * site.parameters["rank"] * (site.groups + site.outputs)
+        return estimate + rows * site.outputs * cost(1) + 2.0 * survivors[0] * site.groups
     alive: float = rows * site.outputs
     spent, start = 0.0, 0
     for check, end in enumerate(site.ends):

@@ -60,6 +60,8 @@ def refusal_records(refusals: Sequence[Refusal]) -> list[SiteRecord]:
 def _record(site: Site, plan: SitePlan, names: tuple[str, str] | None) -> SiteRecord:
     node, survivors = names or (None, None)
     parameters = {"lost_energy": plan.lost_energy} if plan.staged and plan.lost_energy else {}
+    if plan.estimate == "low-rank":
+        parameters["rank"] = float(plan.parameters["V"].shape[0])
     if plan.z is not None:
         parameters["z"] = plan.z
     return SiteRecord(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from exprune_cli.flops import nonzero_share
-from exprune_cli.planning import chunks
+from exprune_cli.planning import chunks, low_rank
 from exprune_cli.planning.argmax import plan_argmax
 from exprune_cli.planning.relu import dense, output_weights, plan_relu
 from exprune_cli.sites import Calibration, Site, SitePlan, SiteStatistics
@@ -45,6 +45,8 @@ def plan(
             plans = plan_argmax(site, statistics, test, budgets)
         else:
             plans = plan_relu(site, statistics, test, budgets, weights.get(site.name))
+        if low_rank.AVAILABLE and test == "calibrated":
+            plans = low_rank.better(site, statistics, plans, budgets, weights.get(site.name))
         plans = _with_shares(site, plans)
         for table, site_plan in zip(result, plans, strict=True):
             table[site.name] = site_plan
@@ -58,7 +60,7 @@ def _with_shares(site: Site, plans: Sequence[SitePlan]) -> list[SitePlan]:
     weight = site.load_weight()
     if nonzero_share(weight) < 1:
         for plan_ in plans:
-            if plan_.staged:
+            if plan_.staged and plan_.estimate != "low-rank":
                 plan_.nonzero = chunks.chunk_shares(weight, plan_.order, plan_.ends)
     return list(plans)
 
