@@ -94,6 +94,36 @@ def calibrate(
     return calibration
 
 
+def merge_calibrations(parts: Sequence[PathLike], output: PathLike | None = None) -> Calibration:
+    """Makes one calibration of several (``exprune calibrate --merge``).
+
+    Args:
+        parts: Calibration files of one model, made with one seed from disjoint samples.
+        output: Where to write the result; None to only return it.
+
+    Returns:
+        What one pass over all the data, in the order of ``parts``, would have given: the same sampled
+        rows, and sums that are the same up to the rounding of the additions.
+
+    Raises:
+        UsageError: There is no part, or ``output`` is one of them.
+        ExpruneError: A file cannot be read, they do not fit together, or ``output`` cannot be written.
+    """
+    if not parts:
+        raise UsageError("there is no calibration file to merge")
+    if output is not None:
+        check_output(output, {f"calibration file {i}": part for i, part in enumerate(parts, 1)})
+    from exprune_cli.calibration import load_calibration, merge, save_calibration
+
+    # One at a time, so that the memory is that of two parts however many there are.
+    merged = load_calibration(parts[0])
+    for part in parts[1:]:
+        merged = merge(merged, load_calibration(part))
+    if output is not None:
+        save_calibration(merged, output)
+    return merged
+
+
 def optimize(
     input: PathLike,
     output: PathLike | None = None,
@@ -200,7 +230,7 @@ def report(
     from exprune_cli.measure import measure as run_measure
     from exprune_cli.model import load
     from exprune_cli.record import read_record
-    from exprune_cli.reporting import build_report
+    from exprune_cli.reporting import build_report, check_certificate
 
     loaded = load(model)
     record = read_record(loaded.proto)
@@ -226,6 +256,7 @@ def report(
             dense.proto if dense is not None else None, loaded.proto, feeds, threads, progress=progress
         )
         result = build_report(loaded, measurement=measured, timing=timing)
+        check_certificate(result, record, measured)
     if dense is not None and record is not None and dense.sha256 != record.source_sha256:
         result.notes.append(f"{baseline} is not the file that {model} was made from")
     if dense is not None and data is None:

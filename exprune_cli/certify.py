@@ -35,23 +35,31 @@ class Drop:
     samples: int
 
 
-def judge(losses: np.ndarray, max_drop: float, *, bounded: bool = True) -> Drop:
+def judge(losses: np.ndarray, max_drop: float, *, bounded: bool = True, unit: float = 1.0) -> Drop:
     """Measures a drop against what is allowed.
 
     Args:
         losses: ``[n]`` paired losses, higher is worse.
         max_drop: The allowed expected drop.
         bounded: Whether losses are in [-1, 1]; the p-value of others is 1.
+        unit: The smallest change of a sample's score: 1 for right or wrong, less for a mean over
+            positions (see :func:`score_unit`).
     """
     count = len(losses)
     mean = float(np.mean(losses))
     if count < 2:
         return Drop(mean, math.inf, 1.0, count)
     # A sample without any change says that changes are rare, not that there are none:
-    # one further sample, of half a unit, keeps the limit above zero.
-    spread = math.sqrt((float(np.var(losses, ddof=1)) * (count - 1) + 0.25 / count) / count)
+    # one further sample, with half of its positions changed at random, keeps the limit above zero.
+    spread = math.sqrt((float(np.var(losses, ddof=1)) * (count - 1) + 0.25 * unit / count) / count)
     upper = mean + float(ndtri(VERIFY_LEVEL)) * spread / math.sqrt(count)
     return Drop(mean, upper, betting_p_value(losses, max_drop) if bounded else 1.0, count)
+
+
+def score_unit(scores: np.ndarray) -> float:
+    """The smallest difference between scores: 1 where samples are right or wrong as a whole."""
+    gaps = np.diff(np.unique(np.round(scores, 9)))
+    return float(np.clip(gaps.min(initial=1.0), 1e-6, 1.0))
 
 
 def betting_p_value(losses: np.ndarray, max_drop: float) -> float:
@@ -69,6 +77,23 @@ def betting_p_value(losses: np.ndarray, max_drop: float) -> float:
         raise ValueError("losses must be finite and in [-1, 1]")
     bets = _bets(max_drop)
     return _p_value(np.log1p(-bets[:, None] * (losses[None, :] - max_drop)).sum(axis=1))
+
+
+def contradicts(losses: np.ndarray, max_drop: float, confidence: float) -> bool:
+    """Whether new samples show that the expected loss is larger than ``max_drop``.
+
+    The same test from the other side: under "the expected loss is at most ``max_drop``" the mean
+    over bets of ``prod(1 + l (x_i - max_drop))`` has expectation at most 1.
+
+    Args:
+        losses: ``[n]`` paired losses in [-1, 1].
+        max_drop: What was certified.
+        confidence: One minus the risk of contradicting a certificate that is right.
+
+    Raises:
+        ValueError: A loss is outside [-1, 1] or not finite.
+    """
+    return betting_p_value(-losses, -max_drop) <= 1 - confidence
 
 
 def _bets(max_drop: float) -> np.ndarray:

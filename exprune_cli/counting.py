@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from exprune_cli import flops
 from exprune_cli.errors import ExpruneError
@@ -66,6 +67,7 @@ class FlopsCounter:
         self.survivor_names = [site.survivors or "" for site in self._sites]
         self.sums = FlopsSums()
         self._proto = inline_functions(proto)
+        self._share_of = weight_shares(self._proto.graph)
         self._known, self._wanted = counted_names(self._proto.graph)
         self._each_time = shapes_need_values(self._proto.graph)
         self._use_runtime = use_runtime
@@ -111,10 +113,27 @@ class FlopsCounter:
                 self._session = open_session(self._proto, addition=addition, use_runtime=self._use_runtime)
             values = run(self._session, feeds, where, list(self._outputs.values()))
             shapes |= {name: as_shape(value) for name, value in zip(self._outputs, values, strict=True)}
-        counts = count_flops(staged_view(self._proto.graph.node), shapes.get, self._staged)
+        counts = count_flops(staged_view(self._proto.graph.node), shapes.get, self._staged, self._share_of)
         if not self._each_time and len(self._seen) < _REMEMBERED:
             self._seen[key] = counts
         return counts
+
+
+def weight_shares(graph: onnx.GraphProto) -> flops.ShareOf:
+    """Of the constant weights with given names, the share that is not zero."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    known: dict[tuple[str, ...], float] = {}
+
+    def share_of(names: Sequence[str]) -> float:
+        key = tuple(name for name in names if name in tensors)
+        if key not in known:
+            # External data is not read for this: such a weight counts whole.
+            inside = [tensors[n] for n in key if tensors[n].data_location != onnx.TensorProto.EXTERNAL]
+            parts = [numpy_helper.to_array(tensor).ravel() for tensor in inside]
+            known[key] = flops.nonzero_share(np.concatenate(parts)) if parts else 1.0
+        return known[key]
+
+    return share_of
 
 
 @dataclass
@@ -131,11 +150,16 @@ _INTEGER_OPS = {"ConvInteger", "QLinearConv", "MatMulInteger", "QLinearMatMul"}
 
 
 def count_flops(
-    nodes: Sequence[onnx.NodeProto], shape_of: flops.ShapeOf, staged: Sequence[onnx.NodeProto]
+    nodes: Sequence[onnx.NodeProto],
+    shape_of: flops.ShapeOf,
+    staged: Sequence[onnx.NodeProto],
+    share_of: flops.ShareOf = lambda names: 1.0,
 ) -> Counts:
     """Dense FLOPs under the given shapes, and the rows of the staged nodes."""
     by_node = {
-        node.output[0]: flops.node_flops(node, shape_of) for node in nodes if flops.counted_tensors(node)
+        node.output[0]: flops.node_flops(node, shape_of, share_of)
+        for node in nodes
+        if flops.counted_tensors(node)
     }
     integer: int | None = 0
     for node in nodes:
@@ -143,7 +167,7 @@ def count_flops(
             value = by_node[node.output[0]]
             integer = None if value is None or integer is None else integer + value // 2
     rows = [staged_rows(node, shape_of) for node in staged]
-    return Counts(flops.total_flops(nodes, shape_of), by_node, integer, rows)
+    return Counts(flops.total_flops(nodes, shape_of, share_of), by_node, integer, rows)
 
 
 def staged_nodes(proto: onnx.ModelProto, sites: Iterable[SiteRecord]) -> list[onnx.NodeProto]:

@@ -1,5 +1,8 @@
 """FLOPs accounting: 2 per multiply-accumulate, plus what the tests cost.
 
+Weights that static pruning set to zero are no work, dense or staged, as in the paper's composition
+with static pruning. Of an output's zeros the mean over all outputs of its chunk stands for each.
+
 Elementwise and shape operators are not counted, as in the paper. A number that depends on an
 unknown shape is None, never a guess.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import onnx
 
 from exprune_cli.record import SiteRecord
@@ -16,6 +20,8 @@ from exprune_cli.staged_nodes import DOMAIN, weight_input
 
 Shape = Sequence[int] | None
 ShapeOf = Callable[[str], Shape]
+#: The share of the weights with these names (some may be no weights) that is not zero.
+ShareOf = Callable[[Sequence[str]], float]
 
 #: Cost of one test in FLOPs per tested output; ``k`` is the number of groups since the last
 #: check. ``threshold`` and ``stats`` are the paper's reference accounting.
@@ -75,11 +81,42 @@ def counted_tensors(node: onnx.NodeProto) -> list[str]:
     return []
 
 
-def node_flops(node: onnx.NodeProto, shape_of: ShapeOf) -> int | None:
+def weight_inputs(node: onnx.NodeProto) -> list[str]:
+    """Names of the inputs that hold a linear node's weights, where they are weights."""
+    if node.domain == DOMAIN:
+        if "Prefix" in node.op_type:
+            return [node.input[3], node.input[4]]
+        return [node.input[3 if "LowRank" in node.op_type else 1]]
+    if node.domain in ("", "ai.onnx") and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return list(node.input[:2])
+    return []
+
+
+#: Zeros below this share of a weight are taken for chance, not for static pruning.
+PRUNED_SHARE = 0.05
+
+
+def nonzero_share(weight: np.ndarray) -> float:
+    """Share of a weight's entries that are work: 1 where it was not statically pruned."""
+    share = np.count_nonzero(weight) / max(weight.size, 1)
+    return 1.0 if share > 1 - PRUNED_SHARE else float(share)
+
+
+def node_flops(node: onnx.NodeProto, shape_of: ShapeOf, share_of: ShareOf = lambda names: 1.0) -> int | None:
     """Dense FLOPs of one node, 0 for operators without multiply-accumulates, None if unknown.
 
     A staged node (domain ``com.exprune``) counts as the dense layer that it stands for.
+
+    Args:
+        node: The node.
+        shape_of: Shapes by tensor name.
+        share_of: Of the weights with these names, the share that is not zero.
     """
+    value = _all_flops(node, shape_of)
+    return round(value * share_of(weight_inputs(node))) if value else value
+
+
+def _all_flops(node: onnx.NodeProto, shape_of: ShapeOf) -> int | None:
     names = counted_tensors(node)
     if not names:
         return None if node.op_type in _UNCOUNTED.get(node.domain, ()) else 0
@@ -118,7 +155,9 @@ def _staged_dense_flops(node: onnx.NodeProto, shapes: list[Sequence[int]]) -> in
     return 2 * math.prod(data) * weight[0]
 
 
-def total_flops(nodes: Iterable[onnx.NodeProto], shape_of: ShapeOf) -> int | None:
+def total_flops(
+    nodes: Iterable[onnx.NodeProto], shape_of: ShapeOf, share_of: ShareOf = lambda names: 1.0
+) -> int | None:
     """Dense FLOPs of all nodes; None as soon as one is unknown.
 
     Nodes inside the branches of an If count with the larger branch; the body of a Loop or Scan
@@ -128,12 +167,12 @@ def total_flops(nodes: Iterable[onnx.NodeProto], shape_of: ShapeOf) -> int | Non
     for node in nodes:
         graphs = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
         if graphs:
-            inner = [total_flops(graph.node, shape_of) for graph in graphs]
+            inner = [total_flops(graph.node, shape_of, share_of) for graph in graphs]
             if any(value is None for value in inner) or (node.op_type != "If" and any(inner)):
                 return None
             total += max(value or 0 for value in inner)
             continue
-        value = node_flops(node, shape_of)
+        value = node_flops(node, shape_of, share_of)
         if value is None:
             return None
         total += value
@@ -154,7 +193,8 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
     if site.kind == "sparse":
         if survivors[0] < 0:
             return dense_site_flops(site, rows)
-        return 2.0 * survivors[0] * site.outputs + rows * site.groups
+        share = site.nonzero[0] if site.nonzero else 1.0
+        return 2.0 * survivors[0] * site.outputs * share + rows * site.groups
     if site.test is None:
         raise ValueError(f"site {site.name} has no test")
     if survivors[0] < 0:  # the dense layer ran
@@ -162,11 +202,15 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
     if site.estimate == "quantized":
         return rows * site.outputs * (2.0 * site.groups + TEST_COST["bound"](0)) + 2.0 * survivors[0] * site.groups
     cost = TEST_COST[site.test]
+    if site.estimate == "low-rank":
+        # V x and U (V x) for all, then the survivors whole: the estimate is no part of the result.
+        estimate = 2.0 * rows * site.parameters["rank"] * (site.groups + site.outputs)
+        return estimate + rows * site.outputs * cost(1) + 2.0 * survivors[0] * site.groups
     alive: float = rows * site.outputs
     spent, start = 0.0, 0
     for check, end in enumerate(site.ends):
         width = end - start
-        spent += 2.0 * alive * width * site.taps
+        spent += 2.0 * alive * width * site.taps * (site.nonzero[check] if site.nonzero else 1.0)
         if check < len(site.ends) - 1:
             spent += alive * cost(width)
             if site.kind == "argmax" and site.test == "stats":
@@ -188,4 +232,9 @@ def int8_macs(site: SiteRecord, rows: int, survivors: Sequence[float]) -> int:
 
 def dense_site_flops(site: SiteRecord, rows: int) -> float:
     """FLOPs of the site's dense layer on ``rows`` rows."""
-    return 2.0 * rows * (site.outputs or 0) * (site.groups or 0) * (site.taps or 1)
+    groups = float(site.groups or 0)
+    if site.kind == "sparse" and site.nonzero:
+        groups *= site.nonzero[0]
+    elif site.nonzero:
+        groups = float(np.dot(np.diff([0, *site.ends]), site.nonzero))
+    return 2.0 * rows * (site.outputs or 0) * groups * (site.taps or 1)

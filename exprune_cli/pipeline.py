@@ -14,12 +14,14 @@ from exprune_cli.errors import GateError, UsageError
 from exprune_cli.match import Matches, match
 from exprune_cli.measure import Baseline
 from exprune_cli.model import Model
+from exprune_cli.planning.allocation import OFFERS, allocate, rows_per_sample, saved_flops
 from exprune_cli.planning.planner import BUDGETS, plan
 from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.planning.relu import dense
 from exprune_cli.record import Record, SiteRecord, write_record
 from exprune_cli.rewrite import refusal_records, rewrite
 from exprune_cli.search import Gate, evaluate, search
+from exprune_cli.sensitivity import measure_sensitivity
 from exprune_cli.sessions import Feeds
 from exprune_cli.shapes import infer_shapes
 from exprune_cli.sites import TESTS, Calibration, Site, SitePlan
@@ -38,7 +40,13 @@ LOSSY = ("stats", "threshold", "calibrated")
 DEFAULT_MAX_DROP = 0.005
 #: The step of the knob that is taken when there are no samples to verify on.
 UNVERIFIED_BUDGET = 0.003
-_CALIBRATION_SAMPLES = 2000
+#: Of data that both calibrate and verify, a quarter calibrates, within these limits: what is
+#: estimated from rows needs fewer samples than a drop does.
+_CALIBRATION_SHARE = 0.25
+_CALIBRATION_SAMPLES = (16, 2000)
+#: Where all samples are held out, so many (or an eighth) are kept apart to plan on; of fewer than that, none.
+_PROBE_SAMPLES = 128
+_FEW = 64
 
 
 @dataclass
@@ -58,13 +66,14 @@ class Optimized:
 
 @dataclass
 class _Job:
-    """What the steps of one run share."""
+    """What the steps of one run share; ``probe`` are samples to plan on, apart from ``held_out``."""
 
     model: Model
     matches: Matches
     calibration: Calibration | None
     held_out: DataSet | None
     progress: Progress | None
+    probe: DataSet | None = None
     feeds: Sequence[Feeds] | None = None
     latency: bool = False
     settled: dict[str, SitePlan] = field(default_factory=dict)
@@ -92,7 +101,7 @@ def optimize_model(
 
     Args:
         model: The original; not changed.
-        calibration: Statistics of an earlier ``calibrate``; made from half of ``data`` if None.
+        calibration: Statistics of an earlier ``calibrate``; made from a part of ``data`` if None.
         data: Samples. Those that the statistics did not see verify the drop.
         test: ``auto`` (``calibrated`` with statistics, else ``bound``) or one of ``TESTS``.
         objective: ``latency`` or ``flops``.
@@ -119,10 +128,13 @@ def optimize_model(
         raise UsageError("--confidence needs --data: a certificate comes from samples")
     matches = match(model, exclude)
     calibration, held_out = _statistics(model, matches, calibration, data, seed, progress)
-    job = _Job(model, matches, calibration, held_out, progress)
+    probe = None
+    if held_out is not None and data is not None:
+        probe, held_out = _apart(data, held_out, seed)
+    job = _Job(model, matches, calibration, held_out, progress, probe)
     if objective == "latency" and matches.sites:
         job.latency = True
-        job.feeds = never_slower.timing_feeds(model, data, batch or 1, seed) if measure else None
+        job.feeds = never_slower.timing_feeds(model, probe or data, batch or 1, seed) if measure else None
     record = Record(
         tool=f"exprune {__version__}",
         source_sha256=model.sha256,
@@ -158,9 +170,22 @@ def _statistics(
         return None, None
     from exprune_cli.observe import observe
 
-    seen, held_out = data.split(0.5, seed)
-    seen = seen.take(min(len(seen), _CALIBRATION_SAMPLES), seed)
+    least, most = _CALIBRATION_SAMPLES
+    share = max(_CALIBRATION_SHARE, min(0.5, least / max(len(data), 1)))
+    seen, held_out = data.split(share, seed)
+    seen = seen.take(min(len(seen), most), seed)
     return observe(model, matches.sites, seen, seed=seed, progress=_stage(progress, "observing", len(seen))), held_out
+
+
+def _apart(data: DataSet, held_out: DataSet, seed: int) -> tuple[DataSet | None, DataSet]:
+    """Samples to plan and to time on, and held-out ones, disjoint: a certificate rests on the latter."""
+    seen = data.without(held_out.ids)
+    if len(seen):
+        return seen, held_out
+    if len(held_out) < _FEW:
+        return None, held_out
+    probe = held_out.take(min(_PROBE_SAMPLES, len(held_out) // 8), seed)
+    return probe, held_out.without(probe.ids)
 
 
 def _stage(progress: Progress | None, name: str, total: int) -> Callable[[int, int], None] | None:
@@ -191,28 +216,57 @@ def _plans(job: _Job, test: str) -> list[dict[str, SitePlan]]:
     return plan(sites, job.calibration, test, BUDGETS, _stage(job.progress, "planning", len(sites)))
 
 
-def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Mapping[str, SitePlan]:
-    """Plans of a test that can change results, as bold as the gate allows."""
-    steps = _plans(job, record.test)
-    if job.held_out is None:
-        if max_drop is not None:
-            raise GateError("--max-drop cannot be shown to hold without samples: give --data")
-        return _faster(job, steps[BUDGETS.index(UNVERIFIED_BUDGET)])
-    if not len(job.held_out):
-        raise GateError("every sample of --data was used by the calibration: none is left to verify the drop")
+def _knob(job: _Job, test: str) -> list[dict[str, SitePlan]]:
+    """Plans of all sites along the knob, from the safest; sites that cannot be faster stay dense."""
+    sites, calibration = job.matches.sites, job.calibration
+    priced = test == "calibrated" and job.probe is not None and calibration is not None
+    steps = plan(sites, calibration, test, OFFERS if priced else BUDGETS, _stage(job.progress, "planning", len(sites)))
     # Where the boldest step does not win, or not against a lossless form, a more careful one cannot.
     boldest = _faster(job, steps[-1])
     job.settled = {name: p for name, p in boldest.items() if p.estimate != steps[-1][name].estimate or not p.staged}
     steps = [{**step, **job.settled} for step in steps]
-    sites = job.matches.sites
-    found = search(job.model, sites, steps, job.held_out, gate, job.progress)
+    if not priced:
+        return steps
+    assert job.probe is not None and calibration is not None
+    show = job.progress.counter("measuring sensitivity") if job.progress is not None else None
+    sensitivity = measure_sensitivity(job.model, sites, steps, job.probe, progress=show)
+    if sensitivity is None:
+        return steps
+    worth = None
+    if job.timings:
+        worth = {}
+        for site in sites:
+            saved = saved_flops(site, steps[-1][site.name], rows_per_sample(site, calibration))
+            timing = job.timings.get(site.name)
+            if saved > 0 and timing is not None:
+                worth[site.name] = max(timing.dense_us - timing.staged_us, 0.0) / saved
+    return [{**step, **job.settled} for step in allocate(sites, calibration, steps, sensitivity, worth=worth)]
+
+
+def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Mapping[str, SitePlan]:
+    """Plans of a test that can change results, as bold as the gate allows."""
+    if job.held_out is None:
+        if max_drop is not None:
+            raise GateError("--max-drop cannot be shown to hold without samples: give --data")
+        return _faster(job, _plans(job, record.test)[BUDGETS.index(UNVERIFIED_BUDGET)])
+    if not len(job.held_out):
+        raise GateError("every sample of --data was used by the calibration: none is left to verify the drop")
+    steps, sites = _knob(job, record.test), job.matches.sites
+    if gate.confidence is not None:
+        # What timing drops after the walk would have to be tested again on the same samples, which
+        # breaks the level. So every step is timed before it is tested; timings know no losses.
+        found = search(job.model, sites, steps, job.held_out, gate, job.progress, lambda step: _faster(job, step))
+    else:
+        found = search(job.model, sites, steps, job.held_out, gate, job.progress)
     if found is not None:
-        plans = _faster(job, found.plans)
-        if any(plan.staged != found.plans[name].staged for name, plan in plans.items()):
+        plans = found.plans
+        if gate.confidence is None:
+            plans = _faster(job, found.plans)
+        if any(plans[name] is not found.plans[name] for name in plans):
             found = evaluate(job.model, sites, plans, job.held_out, gate, Baseline(job.model.proto), job.progress)
         if gate.holds(found.drop):
             record.quality = found.quality
-            record.certificate = _certificate(gate, found.drop.p_value, job.held_out)
+            record.certificate = _certificate(gate, found.quality["metric"], found.drop.p_value, job.held_out)
             return plans
     if (max_drop is not None or gate.confidence is not None) and any(p.staged for p in steps[-1].values()):
         raise gate.refuse(len(job.held_out))
@@ -228,10 +282,11 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
     return _faster(job, _plans(job, "bound")[0])
 
 
-def _certificate(gate: Gate, p_value: float, held_out: DataSet) -> dict[str, object] | None:
+def _certificate(gate: Gate, metric: object, p_value: float, held_out: DataSet) -> dict[str, object] | None:
     if gate.confidence is None:
         return None
     return {
+        "metric": metric,
         "max_drop": gate.max_drop,
         "confidence": gate.confidence,
         "holds": True,

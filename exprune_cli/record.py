@@ -45,6 +45,7 @@ class SiteRecord:
         parameters: Scalars of the test that people ask for, e.g. ``z`` or ``lost_energy``.
         latency_dense_us: Median time of its dense layer where it was timed, in microseconds.
         latency_us: Median time of its staged form there.
+        nonzero: Share of each chunk's weights that are not zero; empty where that is nearly all.
     """
 
     name: str
@@ -68,6 +69,7 @@ class SiteRecord:
     parameters: dict[str, float] = field(default_factory=dict)
     latency_dense_us: float | None = None
     latency_us: float | None = None
+    nonzero: list[float] = field(default_factory=list)
 
 
 @dataclass

@@ -141,8 +141,11 @@ def _totals_table(report: Report) -> Table:
         table.add_row("quality", _quality(report))
     if certificate is not None:
         sure = f" at {percent(certificate.confidence, 2)} confidence" if certificate.confidence else ""
-        state = {True: "holds", False: "does not hold", None: "unknown"}[certificate.holds]
-        text = f"drop <= {number(certificate.max_drop)}{sure}: {state} ({_samples(certificate.samples)})"
+        state = {True: "holds", False: "does not hold", None: "not decided"}[certificate.holds]
+        basis = _samples(certificate.samples)
+        if certificate.checked:
+            basis = f"checked here: drop {number(certificate.drop)} on {basis}"
+        text = f"drop <= {number(certificate.max_drop)}{sure}: {state} ({basis})"
         table.add_row("certificate", text)
     return table
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from exprune_cli import flops
-from exprune_cli.counting import Counts, FlopsCounter, count_flops, staged_nodes
+from exprune_cli.counting import Counts, FlopsCounter, count_flops, staged_nodes, weight_shares
 from exprune_cli.errors import ExpruneError
 from exprune_cli.instrument import inline_functions
 from exprune_cli.record import Record, SiteRecord, read_record
@@ -93,12 +93,28 @@ class Fidelity:
 
 @dataclass
 class Certificate:
-    """What was certified when the file was made: the drop stays within ``max_drop``."""
+    """What was certified when the file was made: the drop stays within ``max_drop``.
+
+    Attributes:
+        max_drop: The largest drop that was allowed.
+        confidence: At which confidence.
+        holds: Whether it holds: as recorded, or on new data where it was checked again; None where
+            new data exceed ``max_drop`` by no more than chance explains.
+        samples: Samples that it rests on: the recorded ones, or the new ones where it was checked.
+        p_value: Of the recorded test.
+        data_digest: Of the samples that it was made with.
+        checked: Whether :func:`check_certificate` checked it on new data.
+        drop: The mean drop on the new data.
+    """
 
     max_drop: float | None = None
     confidence: float | None = None
     holds: bool | None = None
     samples: int | None = None
+    p_value: float | None = None
+    data_digest: str | None = None
+    checked: bool = False
+    drop: float | None = None
 
 
 @dataclass
@@ -277,7 +293,8 @@ def static_counts(proto: onnx.ModelProto, staged: Mapping[str, SiteRecord], batc
     if its inputs leave no other size open.
     """
     whole = inline_functions(proto)
-    counts = count_flops(staged_view(whole.graph.node), static_shapes(whole, batch), staged_nodes(proto, staged.values()))
+    nodes, staged_of = staged_view(whole.graph.node), staged_nodes(proto, staged.values())
+    counts = count_flops(nodes, static_shapes(whole, batch), staged_of, weight_shares(whole.graph))
     if counts.total is not None:
         return counts
     zeros = zero_feeds(proto, batch)
@@ -328,6 +345,36 @@ def _measured_fidelity(measured: Measurement) -> Fidelity:
     baseline, optimized = mean(measured.scores_baseline), mean(measured.scores_optimized)
     drop = None if baseline is None or optimized is None else baseline - optimized
     return Fidelity(measured.metric, baseline, optimized, drop, measured.agreement, measured.samples)
+
+
+def check_certificate(report: Report, record: Record | None, measured: Measurement) -> None:
+    """Checks the certificate of a model on new data, and says so in its report.
+
+    It holds where the mean drop is within what was certified. It does not hold where the drop is
+    larger and chance does not explain it: the betting test of :mod:`exprune_cli.certify`, at the
+    certificate's own confidence, of the hypothesis that the expected drop is within.
+
+    Args:
+        report: Changed in place; ``certificate.holds`` is what the new data say.
+        record: Of the model.
+        measured: Per-sample scores of the model and its baseline on the new data.
+    """
+    found = report.certificate
+    if found is None or found.max_drop is None or found.confidence is None:
+        return
+    from exprune_cli.certify import contradicts
+
+    before, after = measured.scores_baseline, measured.scores_optimized
+    metric = record.quality.get("metric") if record is not None and record.quality else None
+    if before is None or after is None or measured.metric != metric:
+        need = "--baseline" if before is None else f"data with the metric '{metric}'"
+        report.notes.append(f"the certificate is as recorded: to check it on these samples, give {need}")
+        return
+    losses = before - after
+    found.checked, found.samples, found.drop = True, len(losses), float(losses.mean())
+    found.holds = True
+    if found.drop > found.max_drop:
+        found.holds = False if contradicts(losses, found.max_drop, found.confidence) else None
 
 
 def _known_fields(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def _record(site: Site, plan: SitePlan, names: tuple[str, str] | None) -> SiteRe
     parameters = {"lost_energy": plan.lost_energy} if plan.staged and plan.lost_energy else {}
     if plan.most_rows is not None:
         parameters["most_rows"] = plan.most_rows
+    if plan.estimate == "low-rank":
+        parameters["rank"] = float(plan.parameters["V"].shape[0])
     if plan.z is not None:
         parameters["z"] = plan.z
     return SiteRecord(
@@ -84,4 +86,5 @@ def _record(site: Site, plan: SitePlan, names: tuple[str, str] | None) -> SiteRe
         output=site.output,
         pruned=None if plan.pruned is None else [float(share) for share in plan.pruned],
         parameters=parameters,
+        nonzero=[float(share) for share in plan.nonzero],
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
-from exprune_cli.certify import VERIFY_LEVEL, Drop, boldest, furthest, judge, samples_needed
+from exprune_cli.certify import VERIFY_LEVEL, Drop, boldest, furthest, judge, samples_needed, score_unit
 from exprune_cli.errors import ExpruneError, GateError, UsageError
 from exprune_cli.measure import Baseline, measure
 from exprune_cli.model import Model
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from exprune_cli.progress import Progress
 
 #: Samples that a search without a certificate looks at, at most.
-SEARCH_SAMPLES = 2000
+SEARCH_SAMPLES = 3000
 #: Metrics whose scores are in [0, 1]: what the p-value needs.
 _BOUNDED = ("accuracy", "agreement")
 
@@ -61,7 +61,7 @@ class Gate:
         if samples < needed:
             return GateError(
                 f"{promise} from {samples} held-out samples: at least {needed} are needed "
-                "(twice that in --data, half of which calibrates)"
+                "(a third more in --data, a quarter of which calibrates)"
             )
         return GateError(f"{promise} on {samples} held-out samples: allow more or give more samples")
 
@@ -77,6 +77,7 @@ class Candidate:
         flops: Spent on all samples.
         drop: Its drop.
         quality: For the record.
+        losses: ``[samples]`` its losses, paired with the original.
     """
 
     plans: Plans
@@ -85,6 +86,7 @@ class Candidate:
     flops: float
     drop: Drop
     quality: dict[str, object]
+    losses: np.ndarray
 
 
 def search(
@@ -94,6 +96,7 @@ def search(
     held_out: DataSet,
     gate: Gate,
     progress: Progress | None = None,
+    prepare: Callable[[Plans], Plans] = lambda plans: plans,
 ) -> Candidate | None:
     """Goes as far along the knob, end to end on held-out samples, as the gate holds.
 
@@ -106,6 +109,8 @@ def search(
         held_out: Samples that the plans have not seen.
         gate: What has to hold.
         progress: Where progress is shown.
+        prepare: Changes the plans of a step before it is measured, never because of what was measured
+            on ``held_out``: what is tested is then what is kept.
 
     Returns:
         The passing candidate that spends the fewest FLOPs, None if none passes.
@@ -116,9 +121,10 @@ def search(
     tried: dict[int, Candidate] = {}
 
     def holds(step: int) -> bool:
-        if not any(plan.staged for plan in plans[step].values()):
+        chosen = prepare(plans[step])
+        if not any(plan.staged for plan in chosen.values()):
             return True
-        tried[step] = candidate = evaluate(model, sites, plans[step], samples, gate, baseline, progress)
+        tried[step] = candidate = evaluate(model, sites, chosen, samples, gate, baseline, progress)
         return gate.holds(candidate.drop)
 
     walk = boldest if gate.confidence is None else furthest
@@ -151,7 +157,9 @@ def evaluate(
         raise ExpruneError("no metric fits the model's outputs: give one with --metric")
     if gate.confidence is not None and result.metric not in _BOUNDED:
         raise UsageError(f"--confidence needs a metric between 0 and 1 ({' or '.join(_BOUNDED)}), not {result.metric}")
-    drop = judge(before - after, gate.max_drop, bounded=result.metric in _BOUNDED)
+    bounded = result.metric in _BOUNDED
+    unit = score_unit(np.concatenate([before, after])) if bounded else 1.0
+    drop = judge(before - after, gate.max_drop, bounded=bounded, unit=unit)
     quality: dict[str, object] = {
         "metric": result.metric,
         "baseline": float(np.mean(before)),
@@ -160,4 +168,5 @@ def evaluate(
         "agreement": result.agreement,
         "samples": drop.samples,
     }
-    return Candidate(plans, proto, records, np.inf if result.flops is None else result.flops, drop, quality)
+    flops = np.inf if result.flops is None else result.flops
+    return Candidate(plans, proto, records, flops, drop, quality, before - after)

@@ -59,8 +59,8 @@ def expected_loss(u: np.ndarray) -> np.ndarray:
     return np.maximum((1 + u * u) * ndtr(u) + u * density, 0)
 
 
-def cut(fit_: Fit, price: float) -> np.ndarray:
-    """``u*`` per output, ``[N]``: the largest u <= 0 with ``sigma^2 g(u) <= price``."""
+def cut(fit_: Fit, price: float | np.ndarray) -> np.ndarray:
+    """``u*`` per output, ``[N]``: the largest u <= 0 with ``sigma^2 g(u) <= price`` (one, or ``[N]``)."""
     target = price / np.square(fit_.sigma)
     low, high = np.full_like(target, -8.0), np.zeros_like(target)
     for _ in range(40):
@@ -70,8 +70,8 @@ def cut(fit_: Fit, price: float) -> np.ndarray:
     return np.where(expected_loss(low) <= target, low, -np.inf)
 
 
-def limits(fits: Sequence[Fit], prices: Sequence[float]) -> dict[str, np.ndarray]:
-    """``scale`` and ``limit``, ``[S, N]`` float32, for one price per check."""
+def limits(fits: Sequence[Fit], prices: Sequence[float], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """``scale`` and ``limit``, ``[S, N]`` float32, for one price per check and a weight per output."""
     scale = np.stack([f.slope for f in fits]).astype(np.float32)
-    limit = [cut(f, price) * f.sigma - f.intercept for f, price in zip(fits, prices, strict=True)]
+    limit = [cut(f, price / weights) * f.sigma - f.intercept for f, price in zip(fits, prices, strict=True)]
     return {"scale": scale, "limit": np.stack(limit).astype(np.float32)}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from exprune_cli.flops import nonzero_share
 from exprune_cli.sites import Site, SiteStatistics
 
 #: Where a check may stand, as a share of the groups.
@@ -21,6 +22,8 @@ def natural_order(groups: int) -> np.ndarray:
 def energy_order(weight: np.ndarray, statistics: SiteStatistics | None) -> np.ndarray:
     """``[G]`` int64: groups by falling calibrated energy ``E[x_g^2] ||W_g||^2``.
 
+    Of a statically pruned weight, by energy per weight that is not zero.
+
     Args:
         weight: ``[N, G, T]``.
         statistics: Supplies ``E[x_g^2]``; without it the weights alone decide.
@@ -28,7 +31,35 @@ def energy_order(weight: np.ndarray, statistics: SiteStatistics | None) -> np.nd
     energy = np.square(weight, dtype=np.float64).sum(axis=(0, 2))
     if statistics is not None and statistics.elements:
         energy = energy * (statistics.energy / statistics.elements)
+    if nonzero_share(weight) < 1:
+        energy = energy / np.maximum(np.count_nonzero(weight, axis=(0, 2)), 1)
     return np.argsort(-energy, kind="stable").astype(np.int64)
+
+
+def cumulative_work(weight: np.ndarray, order: np.ndarray, ends: Sequence[int]) -> list[int]:
+    """Multiply-accumulates per row up to each of ``ends`` and in all: weights that are not zero.
+
+    Args:
+        weight: ``[N, G, T]``.
+        order: ``[G]``.
+        ends: Increasing group counts, all less than ``G``.
+    """
+    if nonzero_share(weight) == 1:
+        per_group = np.full(weight.shape[1], weight.shape[0] * weight.shape[2])
+    else:
+        per_group = np.count_nonzero(weight, axis=(0, 2))[order]
+    total = np.cumsum(per_group)
+    return [max(1, int(total[end - 1])) for end in (*ends, weight.shape[1])]
+
+
+def chunk_shares(weight: np.ndarray, order: np.ndarray | None, ends: Sequence[int]) -> tuple[float, ...]:
+    """:attr:`SitePlan.nonzero` of a plan with this order and these ends (the last is ``G``)."""
+    if nonzero_share(weight) == 1:
+        return ()
+    per_group = np.count_nonzero(weight, axis=(0, 2)) / (weight.shape[0] * weight.shape[2])
+    per_group = per_group if order is None else per_group[order]
+    bounds = [0, *(ends or [weight.shape[1]])]
+    return tuple(float(per_group[a:b].mean()) for a, b in zip(bounds, bounds[1:], strict=False))
 
 
 def candidate_ends(groups: int) -> tuple[int, ...]:

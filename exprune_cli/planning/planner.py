@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from exprune_cli.flops import nonzero_share
+from exprune_cli.planning import chunks, low_rank
 from exprune_cli.planning.argmax import plan_argmax
-from exprune_cli.planning.relu import dense, plan_relu
+from exprune_cli.planning.relu import dense, output_weights, plan_relu
 from exprune_cli.sites import Calibration, Site, SitePlan, SiteStatistics
 
 #: The knob: the share of each site's energy (or of a head's rows) that may be lost. 0 is lossless.
@@ -32,6 +34,7 @@ def plan(
         For each budget, plans by site name.
     """
     result: list[dict[str, SitePlan]] = [{} for _ in budgets]
+    weights = output_weights(sites) if test == "calibrated" else {}
     for done, site in enumerate(sites):
         statistics = calibration.sites.get(site.name) if calibration else None
         if site.kind == "sparse":
@@ -40,14 +43,28 @@ def plan(
             plans = [dense(site, "it is staged for latency only: no FLOPs are saved")] * len(budgets)
         elif calibration is not None and statistics is None:
             plans = [dense(site, "the calibration has no statistics for it")] * len(budgets)
+        elif site.kind == "argmax":
+            plans = plan_argmax(site, statistics, test, budgets)
         else:
-            planner = plan_argmax if site.kind == "argmax" else plan_relu
-            plans = planner(site, statistics, test, budgets)
+            plans = plan_relu(site, statistics, test, budgets, weights.get(site.name))
+        if low_rank.AVAILABLE and test == "calibrated":
+            plans = low_rank.better(site, statistics, plans, budgets, weights.get(site.name))
+        plans = _with_shares(site, plans)
         for table, site_plan in zip(result, plans, strict=True):
             table[site.name] = site_plan
         if progress:
             progress(done + 1, len(sites))
     return result
+
+
+def _with_shares(site: Site, plans: Sequence[SitePlan]) -> list[SitePlan]:
+    """The plans, those of statically pruned weights with the share of zeros in each chunk."""
+    weight = site.load_weight()
+    if nonzero_share(weight) < 1:
+        for plan_ in plans:
+            if plan_.staged and plan_.estimate != "low-rank":
+                plan_.nonzero = chunks.chunk_shares(weight, plan_.order, plan_.ends)
+    return list(plans)
 
 
 def plan_sparse(site: Site, statistics: SiteStatistics | None) -> SitePlan:

@@ -71,8 +71,8 @@ def choose(
     Args:
         losses: Expected loss ``[R, N]`` of pruning at each candidate, infinity where never.
         energy: ``[R, N]`` energy that pruning an output really loses.
-        ends: Candidate positions in groups.
-        groups: ``G``.
+        ends: Candidate positions in units of work: groups, or multiply-accumulates.
+        groups: The whole work in that unit.
         budgets: Shares of the energy that may be lost.
         test_cost: Cost of one test as a share of one output's dense FLOPs.
 

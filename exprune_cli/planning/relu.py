@@ -11,9 +11,16 @@ from exprune_cli.planning import bound, calibrated, chunks, stats, threshold
 from exprune_cli.planning.prices import MOST_CHECKS, WORTH, choose, prices
 from exprune_cli.sites import Site, SitePlan, SiteStatistics
 
+#: The least weight of an output, as a share of the mean.
+_LEAST_WEIGHT = 0.05
+
 
 def plan_relu(
-    site: Site, statistics: SiteStatistics | None, test: str, budgets: Sequence[float]
+    site: Site,
+    statistics: SiteStatistics | None,
+    test: str,
+    budgets: Sequence[float],
+    weights: np.ndarray | None = None,
 ) -> list[SitePlan]:
     """Plans a ReLU site once per budget.
 
@@ -22,6 +29,8 @@ def plan_relu(
         statistics: Required by every test but ``bound`` and ``stats``.
         test: One of :data:`exprune_cli.sites.TESTS`.
         budgets: Shares of the site's energy ``sum relu(z)^2`` that may be lost, rising.
+        weights: ``[N]`` positive: what an output's energy counts, see :func:`output_weights`; for
+            ``calibrated``. None: all count the same.
     """
     weight = site.load_weight()
     if test == "bound":
@@ -32,8 +41,27 @@ def plan_relu(
             raise ValueError(f"the {test} test needs statistics")
         return [_plan_stats_blind(site)] * len(budgets)
     if test == "calibrated":
-        return _plan_calibrated(site, weight, statistics, budgets)
+        even = np.ones(site.outputs) if weights is None else weights / weights.mean()
+        return _plan_calibrated(site, weight, statistics, budgets, even)
     return _plan_one_cut(site, weight, statistics, test, budgets)
+
+
+def output_weights(sites: Sequence[Site]) -> dict[str, np.ndarray]:
+    """What an output's energy counts in the sites that read it: ``sum ||W[:, c]||^2``, by site name.
+
+    Sites whose output no other site reads directly are left out. A floor keeps outputs that seem to be
+    read by nobody from being free: what reads them may be no site.
+    """
+    readers: dict[str, list[Site]] = {}
+    for site in sites:
+        readers.setdefault(site.input, []).append(site)
+    weights = {}
+    for site in sites:
+        found = [r for r in readers.get(site.output, []) if r.groups == site.outputs]
+        if site.kind == "relu" and found:
+            total = sum(np.square(r.load_weight(), dtype=np.float64).sum(axis=(0, 2)) for r in found)
+            weights[site.name] = np.maximum(total, _LEAST_WEIGHT * total.mean() + 1e-30)
+    return weights
 
 
 def dense(site: Site, reason: str) -> SitePlan:
@@ -53,17 +81,23 @@ def _test_share(site: Site, test: str, width: int) -> float:
 
 
 def _plan_calibrated(
-    site: Site, weight: np.ndarray, statistics: SiteStatistics, budgets: Sequence[float]
+    site: Site,
+    weight: np.ndarray,
+    statistics: SiteStatistics,
+    budgets: Sequence[float],
+    weights: np.ndarray,
 ) -> list[SitePlan]:
     order = chunks.energy_order(weight, statistics)
     ends = chunks.candidate_ends(site.groups)
     sums = chunks.partial_sums(statistics.rows, weight, order, ends)
     offset = chunks.known_offset(site, statistics)
     fits = [calibrated.fit(total, sums[-1]) for total in sums[:-1]]
-    losses = [_expected(f, total, offset) for f, total in zip(fits, sums, strict=False)]
-    energy = _output_energy(site, sums[-1] + offset)
+    *work, whole = chunks.cumulative_work(weight, order, ends)
+    test_cost = TEST_COST["calibrated"](1) * site.outputs / (2 * whole)
+    losses = [_expected(f, total, offset, weights) for f, total in zip(fits, sums, strict=False)]
+    energy = _output_energy(site, sums[-1] + offset) * weights
     plans = []
-    for choice in choose(losses, energy, ends, site.groups, budgets, _test_share(site, "calibrated", 1)):
+    for choice in choose(losses, energy, work, whole, budgets, test_cost):
         if choice is None:
             plans.append(dense(site, "no check saves more than it costs within the budget"))
             continue
@@ -78,8 +112,11 @@ def _plan_calibrated(
                 order=order,
                 ends=(*at, site.groups),
                 parameters=calibrated.limits(
-                    [fits[i] for i in choice.checks], prices(choice.price, at, site.groups)
+                    [fits[i] for i in choice.checks],
+                    prices(choice.price, [work[i] for i in choice.checks], whole),
+                    weights,
                 ),
+                saved=choice.saved,
                 pruned=choice.pruned,
                 lost_energy=choice.lost,
             )
@@ -87,9 +124,11 @@ def _plan_calibrated(
     return plans
 
 
-def _expected(fit: calibrated.Fit, partial: np.ndarray, offset: np.ndarray) -> np.ndarray:
+def _expected(
+    fit: calibrated.Fit, partial: np.ndarray, offset: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
     u = (partial * fit.slope + fit.intercept + offset) / fit.sigma
-    loss = np.square(fit.sigma) * calibrated.expected_loss(u)
+    loss = weights * np.square(fit.sigma) * calibrated.expected_loss(u)
     # Only outputs that are expected to be negative are ever pruned.
     return np.where(u < 0, loss, np.inf).astype(np.float32)
 

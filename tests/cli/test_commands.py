@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 import exprune_cli
 from exprune_cli import api
+from exprune_cli.calibration import load_calibration
 from exprune_cli.cli import exprune
 from exprune_cli.errors import UsageError
 from tests.cli.conftest import Outcome, Run, content
@@ -277,8 +278,8 @@ def test_python_interface_mirrors_the_commands(folder: Path) -> None:
         options = {parameter.name for parameter in exprune.commands[name].params}
         arguments = set(inspect.signature(getattr(api, name)).parameters)
         options = {"measure" if option == "no_measure" else option for option in options} - {"format"}
-        if name == "report":
-            options -= {"output"}
+        # A report is returned, not written; merging is a function of its own.
+        options -= {"report": {"output"}, "calibrate": {"merge"}}.get(name, set())
         assert arguments - other == options
     statistics = api.calibrate("mlp.onnx", "data", "c")
     assert statistics.samples == 8 and Path("c").exists()
@@ -288,6 +289,49 @@ def test_python_interface_mirrors_the_commands(folder: Path) -> None:
     assert api.report("o.onnx").optimized
     with pytest.raises(UsageError):
         api.report("o.onnx", threads=0)
+
+
+def test_merging_gives_what_one_pass_gives(folder: Path, run: Run) -> None:
+    for part, start in (("a", 0), ("b", 5)):
+        (folder / part).mkdir()
+        for index in range(start, min(start + 5, 8)):
+            (folder / "data" / f"s{index}.npz").rename(folder / part / f"s{index}.npz")
+        assert run("calibrate", "mlp.onnx", "--data", part, "-o", f"{part}.calib").code == 0
+        for file in (folder / part).iterdir():
+            (folder / "data" / file.name).write_bytes(file.read_bytes())
+    outcome = run("calibrate", "--merge", "a.calib", "b.calib", "-o", "both.calib")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out == "both.calib: statistics of 3 sites from 8 samples\n"
+    assert run("calibrate", "mlp.onnx", "--data", "data", "-o", "once.calib").code == 0
+    both, once = load_calibration("both.calib"), load_calibration("once.calib")
+    assert (both.data_digest, both.samples, both.seed) == (once.data_digest, once.samples, once.seed)
+    for name, site in once.sites.items():
+        other = both.sites[name]
+        np.testing.assert_array_equal(other.rows, site.rows)
+        np.testing.assert_array_equal(other.keys, site.keys)
+        np.testing.assert_array_equal(other.input_zeros, site.input_zeros)
+        np.testing.assert_allclose(other.energy, site.energy, rtol=1e-14)
+        assert (other.elements, other.count) == (site.elements, site.count)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["--merge", "a.calib", "-o", "c"], 2, "two or more"),
+        (["--merge", "a.calib", "a.calib"], 2, "-o FILE"),
+        (["--merge", "a.calib", "a.calib", "-o", "a.calib"], 2, "is calibration file 1"),
+        (["--merge", "a.calib", "a.calib", "-o", "c", "--data", "data"], 2, "runs no model"),
+        (["--merge", "a.calib", "a.calib", "-o", "c"], 3, "8 samples in common"),
+        (["--merge", "a.calib", "none", "-o", "c"], 3, "none: no such file"),
+        (["mlp.onnx", "cnn.onnx", "--data", "data"], 2, "give one MODEL"),
+    ],
+)
+def test_merging_what_cannot_be_merged(folder: Path, run: Run, words: list[str], code: int, text: str) -> None:
+    assert run("calibrate", "mlp.onnx", "--data", "data", "-o", "a.calib").code == 0
+    before = content(folder)
+    outcome = run("calibrate", *words)
+    assert outcome.code == code and text in outcome.err and outcome.err.count("\n") == 1
+    assert content(folder) == before
 
 
 def test_package_names_stay_functions(folder: Path) -> None:
