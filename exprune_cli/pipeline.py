@@ -19,13 +19,14 @@ from exprune_cli.planning.planner import BUDGETS, plan
 from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.planning.relu import dense
 from exprune_cli.record import Record, SiteRecord, write_record
-from exprune_cli.rewrite import refusal_records, rewrite
+from exprune_cli.rewrite import own, refusal_records, rewrite
 from exprune_cli.search import Gate, evaluate, search
 from exprune_cli.sensitivity import measure_sensitivity
 from exprune_cli.sessions import Feeds
 from exprune_cli.shapes import infer_shapes
 from exprune_cli.sites import TESTS, Calibration, Site, SitePlan
 from exprune_cli.timing import SiteTiming
+from exprune_cli.top_k import parse_top_k, with_top_k
 from exprune_cli.verify import verify
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def optimize_model(
         confidence: Asks for a certificate at this level.
         metric: See :mod:`exprune_cli.metrics`.
         exclude: Glob patterns of sites to leave dense.
-        top_k: ``OUTPUT=K``; reserved.
+        top_k: ``OUTPUT=K``: returns the K best of an output's values instead of all.
         batch: Batch size that the model is meant for; the model's own or 1.
         measure: Whether ``latency`` may time sites on this machine.
         seed: Of every random choice.
@@ -122,8 +123,8 @@ def optimize_model(
     """
     if test != "auto" and test not in TESTS:
         raise UsageError(f"there is no test {test!r}: choose one of auto, {', '.join(TESTS)}")
-    if top_k:
-        raise UsageError("--top-k is not available in this version")
+    wanted = parse_top_k(top_k)
+    model = with_top_k(model, wanted)
     if confidence is not None and data is None:
         raise UsageError("--confidence needs --data: a certificate comes from samples")
     matches = match(model, exclude)
@@ -143,9 +144,10 @@ def optimize_model(
         sites=[],
         batch=batch or 1,
         calibration=calibration.data_digest if calibration else None,
+        top_k=wanted,
     )
     if record.test in LOSSY and matches.sites:
-        plans = _lossy(job, record, max_drop, Gate(DEFAULT_MAX_DROP if max_drop is None else max_drop, confidence, metric))
+        plans = _lossy(job, record, max_drop, Gate(DEFAULT_MAX_DROP if max_drop is None else max_drop, confidence, metric, wanted))
     else:
         plans = _faster(job, _plans(job, record.test)[0])
     proto, sites = _finish(job, plans, record)
@@ -334,7 +336,8 @@ def _finish(job: _Job, plans: Mapping[str, SitePlan], record: Record) -> tuple[o
     records = [never_slower.with_timing(r, job.timings) for r in records] + refusal_records(job.matches.refusals)
     position = {n.name or next(iter(n.output), ""): i for i, n in enumerate(model.proto.graph.node)}
     record.sites = sorted(records, key=lambda site: position.get(site.name, len(position)))
-    if proto is not model.proto:
+    if proto is not model.proto or record.top_k:
+        proto = own(proto, model)
         write_record(proto, record)
         verify(model, proto)
     return proto, records
