@@ -13,6 +13,10 @@ struct StagedInputs {
   Tensor x, order, ends, head, tail, bias, offset, max, parameters[3], survivors;
 };
 
+// Reads and checks order and ends, for X with so many groups.
+OrtStatus* read_order(const Call& call, ScratchPool& scratch, int64_t groups, StagedInputs* in);
+OrtStatus* read_ends(const Call& call, int64_t groups, StagedInputs* in);
+
 // Reads and checks everything but X's own shape. `groups` is X's size on the reduction axis, `kernel` the
 // kernel's dims (none for a Gemm), `parameters` the names of the test's [S, N] inputs, `parameter_start`
 // the first one's position. Fills `staged` (taps from the kernel dims of W_head).
@@ -20,8 +24,9 @@ OrtStatus* read_staged(const Call& call, ScratchPool& scratch, int64_t groups, i
                        const char* const* parameters, int parameter_count, size_t parameter_start,
                        StagedInputs* in, Staged* staged);
 
-// Reads and checks offset and max, for an output of this shape.
-OrtStatus* read_finish(const Call& call, StagedInputs* in, const int64_t* y_dims, int y_rank, Finish* finish);
+// Reads and checks offset and max (the inputs from `start` on), for an output of this shape.
+OrtStatus* read_finish(const Call& call, StagedInputs* in, const int64_t* y_dims, int y_rank, Finish* finish,
+                       size_t start = kOffset);
 
 // The survivors output, or the kernel's own memory where the node does not ask for it. Call with the lease
 // held until the kernel is done.

@@ -4,6 +4,7 @@
 // vector) and is compiled with that set's flags, see ISA_FLAGS in ../build.py.
 #pragma once
 
+#include "block_conv.h"
 #include "prefix_argmax.h"
 #include "prefix_conv.h"
 #include "prefix_gemm.h"
@@ -24,6 +25,7 @@ const Kernels kKernels = {
     {prefix_argmax<ByInterval<ThresholdInterval>>, prefix_argmax<ByDominance>,
      prefix_argmax<ByInterval<BoundInterval>>},
     sparse_gemm,
+    block_conv,
 };
 
 }  // namespace EXPRUNE_ISA

@@ -11,6 +11,8 @@
 namespace exprune {
 namespace scalar {
 
+bool block_conv(const BlockConvCall& call, const Env&);  // scalar_block_conv.cpp
+
 constexpr double kEpsilon = 1.1920928955078125e-07;  // 2^-23
 
 // Weight of output n for position g of the reduction and tap t.
@@ -271,6 +273,7 @@ const Kernels kKernels = {
     {prefix_conv<kThreshold>, prefix_conv<kStats>, prefix_conv<kBound>},
     {prefix_argmax<kThreshold>, prefix_argmax<kStats>, prefix_argmax<kBound>},
     sparse_gemm,
+    block_conv,
 };
 
 }  // namespace scalar
