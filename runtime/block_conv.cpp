@@ -9,24 +9,27 @@ template <bool Staged>
 struct BlockConv : KernelBase {
   // Inputs by position.
   static constexpr size_t kWeights = Staged ? 3 : 1, kFirst = kWeights + 1;
-  static constexpr Signature kSignature = {Staged ? 10 : 5, Staged ? (1u << kOrder) | (1u << kEnds) : 0u, false};
+  static constexpr size_t kBlock = 10;
+  static constexpr uint32_t kInts = Staged ? (1u << kOrder) | (1u << kEnds) | (1u << kBlock) : 0u;
+  static constexpr Signature kSignature = {Staged ? 11 : 5, kInts, false};
 
   const char* op = nullptr;
-  int64_t block = 64;
   Geometry geometry;
   std::atomic<void*> remembered{nullptr};
 
   ~BlockConv() { free(remembered.load()); }
 
-  OrtStatus* create(const OrtKernelInfo* info) {
-    EXPRUNE_RETURN_IF_ERROR(geometry.read(info, op));
+  OrtStatus* create(const OrtKernelInfo* info) { return geometry.read(info, op); }
+
+  // Positions of a block; an exact convolution's own choice.
+  static OrtStatus* read_block(const Call& call, int64_t* block) {
+    *block = 64;
     if (!Staged) return nullptr;
-    if (!attribute_int(info, "block", &block)) {
-      return error(ort::kInvalidArgument, "%s: attribute block is missing", op);
-    }
-    if (block < 1 || block > INT32_MAX) {
-      return error(ort::kInvalidArgument, "%s: attribute block must be at least 1", op);
-    }
+    Tensor tensor;
+    EXPRUNE_RETURN_IF_ERROR(call.input(kBlock, "block", ort::kInt64, &tensor));
+    if (tensor.rank != 1 || tensor.count != 1) return call.bad("block", "must be a vector of one element");
+    *block = tensor.ints()[0];
+    if (*block < 1 || *block > INT32_MAX) return call.bad("block", "must be at least 1");
     return nullptr;
   }
 
@@ -91,6 +94,7 @@ struct BlockConv : KernelBase {
       in.ends.count = 1;
     }
     EXPRUNE_RETURN_IF_ERROR(read_weights(call, groups, &in, &conv));
+    EXPRUNE_RETURN_IF_ERROR(read_block(call, &block_conv.block));
     int64_t y_dims[4];
     const int64_t* kernel = in.head.dims + 2;
     EXPRUNE_RETURN_IF_ERROR(geometry.output_dims(call, in.x, conv.staged.outputs, kernel, y_dims));
@@ -107,7 +111,6 @@ struct BlockConv : KernelBase {
     }
     conv.x = in.x.floats();
     conv.y = static_cast<float*>(y);
-    block_conv.block = block;
     block_conv.geometry = &remembered;
     Runner runner = {context};
     return runner.result(kernels().block_conv(block_conv, runner.env(*this)), op);
