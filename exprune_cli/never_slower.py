@@ -14,6 +14,7 @@ import onnx
 
 from exprune_cli.measure import latency
 from exprune_cli.model import Model
+from exprune_cli.planning.blocks import can_be_blocks, exact_plan
 from exprune_cli.planning.chunks import saved_share
 from exprune_cli.planning.relu import dense
 from exprune_cli.sessions import Feeds
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from exprune_cli.data import DataSet
     from exprune_cli.progress import Progress
 
+#: Pruning must be this much faster than the exact kernel: a lost output should bring something.
+WORTH = 1.02
 #: Inputs that sites are timed on.
 _FEEDS = 8
 
@@ -55,7 +58,8 @@ def keep_faster(
     kept, timings = dict(plans), {}
     for site in sites:
         if plans[site.name].staged:
-            timing = timings[site.name] = time_site(model, site, plans[site.name], feeds)
+            kept[site.name], timing = _fastest(model, site, plans[site.name], feeds)
+            timings[site.name] = timing
             if timing.speedup < MARGIN:
                 kept[site.name] = dense(
                     site, f"slower here: {timing.staged_us:.0f} us staged, {timing.dense_us:.0f} us dense"
@@ -63,6 +67,16 @@ def keep_faster(
         if progress is not None:
             progress.advance()
     return kept, timings
+
+
+def _fastest(model: Model, site: Site, plan: SitePlan, feeds: Sequence[Feeds]) -> tuple[SitePlan, SiteTiming]:
+    """The plan, or the exact kernel where pruning is not faster than that, with its timing."""
+    timing = time_site(model, site, plan, feeds)
+    if plan.block == 0 or not can_be_blocks(site):
+        return plan, timing
+    exact = exact_plan(site)
+    whole = time_site(model, site, exact, feeds)
+    return (plan, timing) if timing.speedup > whole.speedup * WORTH else (exact, whole)
 
 
 def keep_expected(sites: Sequence[Site], plans: Mapping[str, SitePlan]) -> dict[str, SitePlan]:

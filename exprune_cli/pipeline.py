@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from exprune_cli import __version__, never_slower
+from exprune_cli.block_plans import with_blocks
 from exprune_cli.errors import GateError, UsageError
 from exprune_cli.match import Matches, match
 from exprune_cli.measure import Baseline
@@ -65,6 +66,8 @@ class _Job:
     progress: Progress | None
     feeds: Sequence[Feeds] | None = None
     cost_model: bool = False
+    seen: DataSet | None = None
+    seed: int = 0
     timings: dict[str, SiteTiming] = field(default_factory=dict)
 
 
@@ -116,7 +119,9 @@ def optimize_model(
         raise UsageError("--confidence needs --data: a certificate comes from samples")
     matches = match(model, exclude)
     calibration, held_out = _statistics(model, matches, calibration, data, seed, progress)
-    job = _Job(model, matches, calibration, held_out, progress)
+    job = _Job(model, matches, calibration, held_out, progress, seed=seed)
+    if data is not None and held_out is not None:
+        job.seen = data.without(held_out.ids)
     if objective == "latency" and matches.sites:
         job.cost_model = not measure
         job.feeds = never_slower.timing_feeds(model, data, batch or 1, seed) if measure else None
@@ -186,7 +191,11 @@ def _resolve(test: str, calibration: Calibration | None) -> str:
 
 def _plans(job: _Job, test: str) -> list[dict[str, SitePlan]]:
     sites = job.matches.sites
-    return plan(sites, job.calibration, test, BUDGETS, _stage(job.progress, "planning", len(sites)))
+    steps = plan(sites, job.calibration, test, BUDGETS, _stage(job.progress, "planning", len(sites)))
+    if job.feeds is None or test not in ("calibrated", "bound"):
+        return steps
+    seen, report = (job.seen if test == "calibrated" else None), _stage(job.progress, "planning blocks", len(sites))
+    return with_blocks(job.model, sites, steps, BUDGETS, job.calibration, seen, job.seed, report)
 
 
 def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Mapping[str, SitePlan]:
@@ -198,9 +207,9 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
         return _faster(job, steps[BUDGETS.index(UNVERIFIED_BUDGET)])
     if not len(job.held_out):
         raise GateError("every sample of --data was used by the calibration: none is left to verify the drop")
-    # Sites that do not win at the boldest step cannot win at a more careful one.
+    # Sites that do not win at the boldest step cannot win at a more careful one: they stay what they became.
     boldest = _faster(job, steps[-1])
-    never = {name for name, p in boldest.items() if steps[-1][name].staged and not p.staged}
+    never = {name for name, p in boldest.items() if p is not steps[-1][name]}
     steps = [{name: boldest[name] if name in never else p for name, p in step.items()} for step in steps]
     sites = job.matches.sites
     found = search(job.model, sites, steps, job.held_out, gate, job.progress)

@@ -62,6 +62,8 @@ def _record(site: Site, plan: SitePlan, names: tuple[str, str] | None) -> SiteRe
     parameters = {"lost_energy": plan.lost_energy} if plan.staged and plan.lost_energy else {}
     if plan.z is not None:
         parameters["z"] = plan.z
+    if plan.block:
+        parameters["block"] = plan.block
     return SiteRecord(
         name=site.name,
         op=site.op,

@@ -104,10 +104,16 @@ def _add_dense(graph: onnx.GraphProto, node: onnx.NodeProto, weights: dict[str, 
     if node.op_type == "SparseGemm":
         graph.node.append(onnx.helper.make_node("MatMul", [data, node.input[1]], [output]))
         return
-    head, tail = weights.get(node.input[3]), weights.get(node.input[4])
-    if head is None or tail is None:
-        return
     weight = f"{output}/dense weight"
+    if node.op_type in ("ConvRelu", "PrefixConvBlock"):
+        whole = weights.get(node.input[1 if node.op_type == "ConvRelu" else 3])
+        if whole is None:
+            return
+        head, tail = [whole[1], whole[0], *whole[2:]], [0, 0]
+    else:
+        head, tail = weights.get(node.input[3]), weights.get(node.input[4])
+        if head is None or tail is None:
+            return
     if "Conv" in node.op_type:
         _declare(graph, weight, onnx.TensorProto.FLOAT, [head[0], head[1] + tail[1], *head[2:]])
         conv = onnx.helper.make_node("Conv", [data, weight], [output])

@@ -36,6 +36,8 @@ def plan(
         statistics = calibration.sites.get(site.name) if calibration else None
         if site.kind == "sparse":
             plans = [plan_sparse(site, statistics)] * len(budgets)
+        elif site.groups < 2:
+            plans = [dense(site, "it sums over one group: nothing to stage")] * len(budgets)
         elif calibration is not None and statistics is None:
             plans = [dense(site, "the calibration has no statistics for it")] * len(budgets)
         else:
