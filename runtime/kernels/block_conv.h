@@ -32,8 +32,23 @@ struct Group {
   const int32_t* offsets;  // [taps]
   int64_t taps, channels;
   int64_t ahead;           // how many channels ahead weights are fetched, 0: not
+  const float* next;       // weights of the first channel that will probably be read after the last
   float* const* sums;      // [outputs]
 };
+
+// Fetches `outputs` rows of `taps` weights, which are neighbours as long as nothing has been decided.
+// Inlined by force: GCC takes a function that only fetches for one without effects and drops its calls.
+__attribute__((always_inline)) static inline void fetch(const float* const* w, int outputs, int64_t taps, int64_t shift) {
+  const float* row = w[0] + shift;
+  if (w[outputs - 1] - w[0] == (outputs - 1) * taps) {
+    for (int64_t t = 0; t < outputs * taps; t += 16) __builtin_prefetch(row + t, 0, 2);
+    return;
+  }
+  for (int j = 0; j < outputs; j++) {
+    for (int64_t t = 0; t < taps; t += 16) __builtin_prefetch(w[j] + shift + t, 0, 2);
+    __builtin_prefetch(w[j] + shift + taps - 1, 0, 2);
+  }
+}
 
 // sums[j][p] += sum over channels and taps of w[j] * x, for VN vectors of positions.
 // Never inlined: in a larger function GCC spills the accumulators.
@@ -56,10 +71,7 @@ __attribute__((noinline)) static void add_group(const Group& group) {
   for (int64_t step = 0; step < end; step += group.w_step) {
     if (group.ahead) {
       const int64_t ahead = step + group.ahead * group.w_step;
-      for (int j = 0; j < Outputs; j++) {
-        for (int64_t t = 0; t < taps; t += 16) __builtin_prefetch(w[j] + ahead + t, 0, 2);
-        __builtin_prefetch(w[j] + ahead + taps - 1, 0, 2);
-      }
+      fetch(group.w, Outputs, taps, ahead < end ? ahead : group.next - group.w[0] + (ahead - end));
     }
     const int32_t* tap = offsets;
     for (int64_t k = step; k < step + taps; k++) {
@@ -116,12 +128,26 @@ struct BlockConvPlan {
   const BlockGeometry* geometry;
   int64_t images, image_parts;    // of a task; tasks along the batch
   int64_t outputs, output_parts;  // of a task; tasks along the output channels
-  int64_t channels;               // packed at a time
+  int64_t channels;               // added at a time
+  int64_t ahead;                  // channels between fetching weights and their use
+  float* packed;                  // [batch][G][plane], or null: every task packs what it needs
   int64_t* counts;                // [tasks][S]
   std::atomic<bool> failed{false};
 
   static void task(void* user, size_t index);
+  static void pack_task(void* user, size_t index);
 };
+
+// Channels of the reduction that one packing task takes.
+constexpr int64_t kPackChannels = 16;
+
+// Packs one channel.
+static inline void pack_channel(const BlockGeometry& g, const float* in, float* out) {
+  for (int64_t e = 0; e < g.packed; e++) {
+    const PackedVector& v = g.list[e];
+    store(out + v.at, v.gather < 0 ? load_masked(in + v.base, v.mask) : gather_near(g, v, in));
+  }
+}
 
 // One task's work; arrays are per block of the task's images, image by image.
 struct BlockConvTask {
@@ -150,24 +176,22 @@ struct BlockConvTask {
     float* out = panel;
     for (int64_t k = begin; k < end; k++) {
       for (int64_t i = 0; i < images; i++, out += g.plane) {
-        const float* in = c.x + ((image + i) * c.staged.groups + (order ? order[k] : k)) * size;
-        for (int64_t e = 0; e < g.packed; e++) {
-          const PackedVector& v = g.list[e];
-          store(out + v.at, v.gather < 0 ? load_masked(in + v.base, v.mask)
-                                         : gather(in, load(g.gathers + v.gather)));
-        }
+        pack_channel(g, c.x + ((image + i) * c.staged.groups + (order ? order[k] : k)) * size, out);
       }
     }
   }
 
   void add_tile(int64_t block, int64_t tile, int64_t begin, int64_t end, int64_t ahead) const {
     const ConvCall& conv = c;
+    const int64_t x_step = plan.packed ? g.plane : images * g.plane;
     const int64_t taps = conv.staged.taps, in_image = block % g.blocks, slot = in_image * g.tiles + tile;
     const int64_t most = block_outputs(g.tile_vectors(tile)), count = listed[block];
     const int64_t parts = blocks_of(count, most), small = count / parts, larger = count % parts;
     const int32_t* outputs_left = list + block * outputs;
     float* const tile_sums = sums + block * outputs * width() + g.tile_begin(tile) * kLanes;
-    const float* x = panel + block / g.blocks * g.plane + in_image * g.block_positions + g.tile_begin(tile) * kLanes;
+    const float* planes = plan.packed ? plan.packed + (image * conv.staged.groups + begin) * g.plane
+                                      : panel + block / g.blocks * g.plane;
+    const float* x = planes + in_image * g.block_positions + g.tile_begin(tile) * kLanes;
     const float* weights = conv.staged.head + (begin * conv.staged.outputs + first) * taps;
     const float* w[16];
     float* s[16];
@@ -179,8 +203,20 @@ struct BlockConvTask {
           w[j] = weights + outputs_left[j] * taps + segment.first;
           s[j] = tile_sums + outputs_left[j] * width() + segment.begin * kLanes;
         }
-        const Group group = {x + segment.begin * kLanes, images * g.plane, w, conv.staged.outputs * taps,
-                             g.offsets + segment.first, segment.count, end - begin, ahead, s};
+        // A short chunk of long rows is followed by the same rows' next chunk, soon enough to fetch it from
+        // memory; short rows by the next rows.
+        const float* next = w[0] + (end - begin) * conv.staged.outputs * taps;
+        if (ahead < plan.channels && part + 1 < parts) next = weights + outputs_left[size] * taps + segment.first;
+        const Group group = {x + segment.begin * kLanes,
+                             x_step,
+                             w,
+                             conv.staged.outputs * taps,
+                             g.offsets + segment.first,
+                             segment.count,
+                             end - begin,
+                             ahead,
+                             next,
+                             s};
         add_group_of(segment.end - segment.begin, static_cast<int>(size))(group);
       }
       outputs_left += size;
@@ -192,8 +228,8 @@ struct BlockConvTask {
     const int64_t blocks = images * g.blocks;
     for (int64_t from = begin; from < end; from += plan.channels) {
       const int64_t to = min_of(end, from + plan.channels);
-      pack(from, to);
-      int64_t ahead = to < end ? plan.channels : 0;
+      if (!plan.packed) pack(from, to);
+      int64_t ahead = plan.ahead;
       for (int64_t block = 0; block < blocks; block++) {
         if (!listed[block]) continue;
         for (int64_t tile = 0; tile < g.tiles; tile++) {
@@ -307,7 +343,7 @@ inline void BlockConvPlan::task(void* user, size_t index) {
     work.sums = carver.take<float>(blocks * work.outputs * work.width());
     work.list = carver.take<int32_t>(blocks * work.outputs);
     work.listed = carver.take<int64_t>(blocks);
-    work.panel = carver.take<float>(plan.channels * work.images * g.plane);
+    work.panel = plan.packed ? nullptr : carver.take<float>(plan.channels * work.images * g.plane);
     return carver.used();
   };
   Lease scratch(*plan.env->per_task, layout(nullptr));
@@ -319,8 +355,24 @@ inline void BlockConvPlan::task(void* user, size_t index) {
   work.run(survivors);
 }
 
+inline void BlockConvPlan::pack_task(void* user, size_t index) {
+  const BlockConvPlan& plan = *static_cast<BlockConvPlan*>(user);
+  const ConvCall& c = plan.call->conv;
+  const BlockGeometry& g = *plan.geometry;
+  const int64_t parts = blocks_of(c.staged.groups, kPackChannels), groups = c.staged.groups;
+  const int64_t image = static_cast<int64_t>(index) / parts, first = static_cast<int64_t>(index) % parts * kPackChannels;
+  for (int64_t k = first; k < min_of(groups, first + kPackChannels); k++) {
+    const int64_t channel = c.staged.order ? c.staged.order[k] : k;
+    pack_channel(g, c.x + (image * groups + channel) * c.height * c.width, plan.packed + (image * groups + k) * g.plane);
+  }
+}
+
 // Sums of a task, and the packed channels of a tile, that the caches are meant to hold.
 constexpr int64_t kSumsBytes = 512 << 10, kPanelBytes = 32 << 10;
+// Taps between fetching weights and their use: longer than memory takes.
+constexpr int64_t kFetchTaps = 512;
+// Weights of so many bytes do not stay in the caches from one run to the next.
+constexpr int64_t kFetchBytes = 3 << 20;
 // Multiply-accumulates that are worth a task.
 constexpr int64_t kTaskWork = 3 << 20;
 
@@ -334,6 +386,8 @@ static void divide(BlockConvPlan& plan) {
   const int64_t most = max_of(1, min_of(p.groups, kPanelBytes / (reads * static_cast<int64_t>(sizeof(float)))));
   plan.channels = blocks_of(p.groups, blocks_of(p.groups, most));
   if (p.taps >= 16) plan.channels = min_of(plan.channels, 8);
+  const bool large = p.groups * p.outputs * p.taps * static_cast<int64_t>(sizeof(float)) >= kFetchBytes;
+  plan.ahead = large ? min_of(plan.channels, blocks_of(kFetchTaps, p.taps)) : 0;
   const int64_t work = p.groups * p.taps * p.outputs * g.positions;
   plan.outputs = p.outputs;
   plan.images = 1;
@@ -371,10 +425,20 @@ static bool block_conv(const BlockConvCall& call, const Env& env) {
   const int64_t tasks = plan.image_parts * plan.output_parts;
   bool done = false;
   {
-    Lease counts(*env.per_call, static_cast<size_t>(tasks * checks) * sizeof(int64_t));
-    plan.counts = reinterpret_cast<int64_t*>(counts.data());
-    if (plan.counts) {
-      done = env.parallel(env.context, static_cast<size_t>(tasks), BlockConvPlan::task, &plan);
+    // Few taps make packing a share of the work that is worth doing once for all tasks.
+    const bool once = plan.output_parts > 1 && c.staged.taps <= 32;
+    const auto layout = [&](char* base) {
+      Carver carver(base);
+      plan.counts = carver.take<int64_t>(tasks * checks);
+      plan.packed = once ? carver.take<float>(c.batch * c.staged.groups * geometry->plane) : nullptr;
+      return carver.used();
+    };
+    Lease scratch(*env.per_call, layout(nullptr));
+    if (scratch.data()) {
+      layout(scratch.data());
+      const int64_t packing = c.batch * blocks_of(c.staged.groups, kPackChannels);
+      done = !once || env.parallel(env.context, static_cast<size_t>(packing), BlockConvPlan::pack_task, &plan);
+      done = done && env.parallel(env.context, static_cast<size_t>(tasks), BlockConvPlan::task, &plan);
       add_up(plan.counts, done ? tasks : 0, checks, c.survivors);
     }
   }

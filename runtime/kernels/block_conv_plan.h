@@ -29,6 +29,7 @@ struct PackedVector {
   int32_t base;  // in the channel
   uint32_t mask;
   int32_t gather;  // first of its indices, or -1
+  uint32_t near;   // of a gathered one: which of the 2 * kLanes elements from base on are used, 0: farther apart
 };
 
 // Taps first .. first + count of the vectors begin .. end of a tile; outside is padding.
@@ -66,6 +67,22 @@ static inline int64_t common_divisor(int64_t a, int64_t b) {
     b = rest;
   }
   return a;
+}
+
+// The elements that a vector gathers. Where they lie within two vectors, as with a stride of 2, those are
+// loaded (only the lanes that are used: others may lie outside the tensor) and permuted.
+static inline V gather_near(const BlockGeometry& g, const PackedVector& v, const float* in) {
+  const I index = load(g.gathers + v.gather);
+#if EXPRUNE_LANES == 16
+  if (v.near) {
+    const float* base = in + v.base;
+    const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(v.near), base);
+    const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(v.near >> 16), base + 16);
+    const __m512i lane = reinterpret_cast<__m512i>(index - splat(v.base));
+    return reinterpret_cast<V>(_mm512_maskz_permutex2var_ps(static_cast<__mmask16>(v.mask), low, lane, high));
+  }
+#endif
+  return gather(in, index);
 }
 
 // What making a plan shares between its steps.
@@ -143,7 +160,7 @@ static inline void list_vectors(const int32_t* index, BlockGeometry& g) {
   int64_t gathers = 0;
   g.packed = 0;
   for (int64_t at = 0; at < g.plane; at += kLanes) {
-    PackedVector v = {static_cast<int32_t>(at), 0, 0, -1};
+    PackedVector v = {static_cast<int32_t>(at), 0, 0, -1, 0};
     bool run = true;
     for (int i = 0; i < kLanes; i++) {
       const int32_t from = index[at + i];
@@ -154,7 +171,19 @@ static inline void list_vectors(const int32_t* index, BlockGeometry& g) {
     }
     if (!run) {
       v.gather = static_cast<int32_t>(gathers);
-      for (int i = 0; i < kLanes; i++) g.gathers[gathers++] = index[at + i];
+      v.base = INT32_MAX;
+      for (int i = 0; i < kLanes; i++) {
+        g.gathers[gathers++] = index[at + i];
+        if (index[at + i] >= 0 && index[at + i] < v.base) v.base = index[at + i];
+      }
+      bool near = kLanes == 16;
+      for (int i = 0; i < kLanes && near; i++) {
+        const int32_t lane = index[at + i] - v.base;
+        if (index[at + i] < 0) continue;
+        near = lane < 32;
+        v.near |= 1u << (lane & 31);
+      }
+      if (!near) v.near = 0;
     }
     g.list[g.packed++] = v;
   }
