@@ -63,4 +63,6 @@ def _plans(
         return [exact_plan(site)] * len(budgets)
     order = chunks.energy_order(site.load_weight(), statistics)
     sums = observer.observe(site, order, ends)
-    return [exact_plan(site)] * len(budgets) if sums is None else plan_blocks(site, order, ends, sums, budgets)
+    return (
+        [exact_plan(site)] * len(budgets) if sums is None else plan_blocks(site, order, ends, sums, budgets)
+    )

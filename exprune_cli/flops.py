@@ -27,10 +27,8 @@ TEST_COST: dict[str, Callable[[int], float]] = {
     "stats": lambda k: 2 * k + 6,
 }
 
-def _block_test_cost(k: int) -> float:
-    """A block's test, per output: a scaled sum, an offset, a maximum, a square, a sum."""
-    return 6.0
-
+#: The same for a test of blocks: a scaled sum, an offset, a maximum, a square, a sum.
+_BLOCK_TEST_COST = 6.0
 
 #: Operators with multiply-accumulates that are not counted: with one, a total is unknown.
 _UNCOUNTED = {
@@ -163,7 +161,7 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
         return dense_site_flops(site, rows)
     if site.test is None:
         raise ValueError(f"site {site.name} has no test")
-    cost = _block_test_cost if "block" in site.parameters else TEST_COST[site.test]
+    cost = (lambda k: _BLOCK_TEST_COST) if "block" in site.parameters else TEST_COST[site.test]
     alive: float = rows * site.outputs
     spent, start = 0.0, 0
     for check, end in enumerate(site.ends):

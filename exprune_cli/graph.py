@@ -20,7 +20,6 @@ from exprune_cli.errors import ExpruneError
 from exprune_cli.model import Model
 from exprune_cli.shapes import Dims, infer_shapes
 
-
 #: Operators that exporters compute constant pads and shapes with.
 SHAPE_OPS = (
     "Cast",

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from exprune_cli.instrument import with_outputs
@@ -69,9 +69,7 @@ class BlockObserver:
         """The sums of one site over the first ``ends`` groups in ``order``; None if all are spoiled by NaN."""
         weight = site.load_weight()[:, order]
         bounds = [0, *ends, site.groups]
-        sessions = [
-            self._chunk(site, weight[:, begin:end]) for begin, end in zip(bounds, bounds[1:], strict=False)
-        ]
+        sessions = [self._chunk(site, weight[:, begin:end]) for begin, end in pairwise(bounds)]
         sums: list[list[np.ndarray]] = [[] for _ in sessions]
         offsets, seen = [], 0
         for batch in self._batches:
@@ -85,7 +83,9 @@ class BlockObserver:
             total: np.ndarray | float = 0.0
             begin = 0
             for session, end, kept in zip(sessions, bounds[1:], sums, strict=True):
-                part = run(session, {"x": np.ascontiguousarray(x[:, order[begin:end]])}, batch.where, ["y"])[0]
+                part = run(session, {"x": np.ascontiguousarray(x[:, order[begin:end]])}, batch.where, ["y"])[
+                    0
+                ]
                 total = total + part.reshape(*part.shape[:2], -1)
                 kept.append(total)
                 begin = end

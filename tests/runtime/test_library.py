@@ -78,6 +78,7 @@ import numpy as np
 sys.path.insert(0, sys.argv[2])
 from tests.runtime.cases import KINDS, run
 from tests.runtime.test_sessions import case
+from tests.runtime.test_block_conv import BAD_BLOCKS, CASES, block_inputs, exact_inputs
 from tests.runtime.test_door import BAD_CONV, BAD_GEMM, CONV, conv_inputs, gemm_inputs
 
 library = sys.argv[1]
@@ -91,7 +92,13 @@ for family in ("Gemm", "Conv", "ArgMax"):
 for columns in (1, 37):
     w, bias = np.ones((50, columns), np.float32), np.ones(columns, np.float32)
     run(library, "SparseGemm", {"X": np.ones((3, 50), np.float32), "W": w, "bias": bias})
+for case in CASES:
+    for batch in (1, 5):
+        inputs, attributes = block_inputs(**case, batch=batch)
+        run(library, "PrefixConvBlock", inputs, threads=2, **attributes)
+        run(library, "ConvRelu", exact_inputs(inputs), threads=2, **attributes)
 for op, bad, inputs, attributes in (
+    ("PrefixConvBlock", BAD_BLOCKS, *block_inputs()),
     ("PrefixGemmThreshold", BAD_GEMM, gemm_inputs(), {}),
     ("PrefixConvThreshold", BAD_CONV, conv_inputs(), CONV),
 ):
