@@ -75,7 +75,9 @@ class BlockObserver:
         for batch in self._batches:
             names = [site.input, *([site.offset] if site.offset else [])]
             inside = [name for name in names if name in self._inside]
-            values = dict(zip(inside, run(self._session, batch.feeds, batch.where, inside), strict=True))
+            values: dict[str, np.ndarray] = {}
+            if inside:
+                values |= zip(inside, run(self._session, batch.feeds, batch.where, inside), strict=True)
             values |= {name: batch.feeds[name] for name in names if name in batch.feeds}
             x = values[site.input]
             if not np.isfinite(x).all():

@@ -91,13 +91,16 @@ def plan_blocks(
             lost = lost_by_length[length].ravel()
             rank = np.argsort(score, kind="stable")
             cumulated = np.cumsum(lost[rank], dtype=np.float64)
+            # The last block of an image may be shorter, and then skipping it saves less.
+            sizes = np.diff(np.append(np.arange(0, positions, length), positions))
+            shares = np.cumsum(np.broadcast_to(sizes, (len(score) // len(sizes), len(sizes))).ravel()[rank])
+            shares = shares / final.size
             for i, budget in enumerate(budgets):
                 count = int(np.searchsorted(cumulated, budget * total, side="right"))
-                share = count / len(score)
+                share = float(shares[count - 1]) if count else 0.0
                 gain = 1 - LENGTHS[length] * (end + (1 - share) * (site.groups - end)) / site.groups
                 if count and gain > saved[i]:
                     limit = _above(score[rank[count - 1]])
-                    kept = float(np.count_nonzero(score < limit)) / len(score)
                     saved[i] = gain
                     best[i] = SitePlan(
                         site.name,
@@ -113,7 +116,7 @@ def plan_blocks(
                             "shift": shift[None].astype(np.float32),
                             "limit": np.full((1, site.outputs), limit, np.float32),
                         },
-                        pruned=(kept,),
+                        pruned=(share,),
                         lost_energy=float(cumulated[count - 1]) / (total + 1e-30),
                     )
     return best
