@@ -5,6 +5,7 @@ Exporters write the pads as a chain of small constant operators, so the chain is
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -74,10 +75,9 @@ def _small_value(graph: ModelGraph, tensor: gs.Tensor) -> np.ndarray | None:
         nodes, "pads", [], [output], [onnx.numpy_helper.from_array(v, name) for name, v in values.items()]
     )
     model = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", graph.model.opset)])
-    try:
+    with contextlib.suppress(Exception):  # whatever the evaluator cannot do: the Pad then stays where it is
         return np.asarray(ReferenceEvaluator(model).run(None, {})[0])
-    except Exception:  # whatever the evaluator cannot do: the Pad then stays where it is
-        return None
+    return None
 
 
 def _collect(

@@ -369,6 +369,8 @@ inline void BlockConvPlan::pack_task(void* user, size_t index) {
 
 // Sums of a task, and the packed channels of a tile, that the caches are meant to hold.
 constexpr int64_t kSumsBytes = 512 << 10, kPanelBytes = 32 << 10;
+// What is packed once for all tasks, at most: copies of a larger input would cost memory that nobody expects.
+constexpr int64_t kPackedBytes = 16 << 20;
 // Taps between fetching weights and their use: longer than memory takes.
 constexpr int64_t kFetchTaps = 512;
 // Weights of so many bytes do not stay in the caches from one run to the next.
@@ -426,7 +428,8 @@ static bool block_conv(const BlockConvCall& call, const Env& env) {
   bool done = false;
   {
     // Few taps make packing a share of the work that is worth doing once for all tasks.
-    const bool once = plan.output_parts > 1 && c.staged.taps <= 32;
+    const int64_t packed_bytes = c.batch * c.staged.groups * geometry->plane * static_cast<int64_t>(sizeof(float));
+    const bool once = plan.output_parts > 1 && c.staged.taps <= 32 && packed_bytes <= kPackedBytes;
     const auto layout = [&](char* base) {
       Carver carver(base);
       plan.counts = carver.take<int64_t>(tasks * checks);

@@ -134,7 +134,7 @@ def _plans(case):
 
 
 def test_the_observer_sees_the_models_sums(case):
-    model, data, images = case
+    model, data, _images = case
     site = match(model).sites[1]
     order = np.random.default_rng(0).permutation(16)
     seen = BlockObserver(model, [site], data, 0).observe(site, order, (4, 8))
