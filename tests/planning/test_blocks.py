@@ -9,6 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from exprune_cli.api import report
 from exprune_cli.block_plans import with_blocks
 from exprune_cli.data import open_data
 from exprune_cli.flops import dense_site_flops, spent_flops
@@ -18,6 +19,7 @@ from exprune_cli.observe import observe
 from exprune_cli.observe_blocks import BlockObserver, BlockStatistics
 from exprune_cli.planning import blocks, chunks
 from exprune_cli.planning.relu import dense
+from exprune_cli.record import Record, write_record
 from exprune_cli.rewrite import rewrite
 from exprune_cli.sites import ConvGeometry, Site
 from tests.models import build
@@ -204,3 +206,24 @@ def test_order_is_by_energy(case):
         if plan.block:
             order = chunks.energy_order(site.load_weight(), calibration.sites[site.name])
             np.testing.assert_array_equal(plan.order, order)
+
+
+def test_the_report_counts_exact_and_pruned_sites(case, tmp_path):
+    """An exact site spends what dense spends, said without data and measured with it."""
+    model, _, images = case
+    sites, steps = _plans(case)
+    exact = sites[0].name
+    plans = steps[-1] | {exact: blocks.exact_plan(sites[0])}
+    proto, records = rewrite(model, sites, plans)
+    write_record(proto, Record("exprune", model.sha256, "latency", "calibrated", records))
+    staged, folder = tmp_path / "staged.onnx", tmp_path / "data"
+    onnx.save(proto, staged)
+    folder.mkdir()
+    np.savez(folder / "images.npz", x=images[:8])
+    for data in (None, folder):
+        found = report(staged, data=data)
+        by_name = {site.name: site for site in found.sites}
+        assert by_name[exact].flops == by_name[exact].flops_dense and by_name[exact].test is None
+        other = by_name[sites[1].name]
+        assert 0 < other.pruned < 1 and other.flops < other.flops_dense * 1.05
+        assert found.totals.flops_dense == 2 * 400 * 16 * 9 * (4 + 16)
