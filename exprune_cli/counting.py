@@ -92,7 +92,7 @@ class FlopsCounter:
             alive = np.atleast_1d(np.asarray(alive, np.int64))
             spent = flops.spent_flops(site, rows, [float(count) for count in alive])
             sums.int8_macs = _plus(sums.int8_macs, flops.int8_macs(site, rows, [float(count) for count in alive]))
-            if alive[0] < 0:  # the dense layer ran: nothing was skipped
+            if alive.size and alive[0] < 0:  # the dense layer ran: nothing was skipped
                 alive = np.full_like(alive, rows * ((site.groups if site.kind == "sparse" else site.outputs) or 0))
             sums.rows[site.name] = sums.rows.get(site.name, 0) + rows
             sums.survivors[site.name] = sums.survivors.get(site.name, np.zeros_like(alive)) + alive

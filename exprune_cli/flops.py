@@ -32,6 +32,9 @@ TEST_COST: dict[str, Callable[[int], float]] = {
     "stats": lambda k: 2 * k + 6,
 }
 
+#: The same for a test of blocks: a scaled sum, an offset, a maximum, a square, a sum.
+_BLOCK_TEST_COST = 6.0
+
 #: Operators with multiply-accumulates that are not counted: with one, a total is unknown.
 _UNCOUNTED = {
     "": {"Attention", "DeformConv", "DFT", "Einsum", "STFT"},
@@ -195,13 +198,15 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
             return dense_site_flops(site, rows)
         share = site.nonzero[0] if site.nonzero else 1.0
         return 2.0 * survivors[0] * site.outputs * share + rows * site.groups
+    if site.test is None and not site.ends[:-1]:  # a Conv in its exact kernel
+        return dense_site_flops(site, rows)
     if site.test is None:
         raise ValueError(f"site {site.name} has no test")
     if survivors[0] < 0:  # the dense layer ran
         return dense_site_flops(site, rows)
     if site.estimate == "quantized":
         return rows * site.outputs * (2.0 * site.groups + TEST_COST["bound"](0)) + 2.0 * survivors[0] * site.groups
-    cost = TEST_COST[site.test]
+    cost = (lambda k: _BLOCK_TEST_COST) if "block" in site.parameters else TEST_COST[site.test]
     if site.estimate == "low-rank":
         # V x and U (V x) for all, then the survivors whole: the estimate is no part of the result.
         estimate = 2.0 * rows * site.parameters["rank"] * (site.groups + site.outputs)

@@ -20,6 +20,21 @@ from exprune_cli.errors import ExpruneError
 from exprune_cli.model import Model
 from exprune_cli.shapes import Dims, infer_shapes
 
+#: Operators that exporters compute constant pads and shapes with.
+SHAPE_OPS = (
+    "Cast",
+    "Concat",
+    "Constant",
+    "ConstantOfShape",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
+
 
 class ModelGraph:
     """A model's main graph with what matching needs to know about it.
@@ -73,6 +88,10 @@ class ModelGraph:
         """Whether two tensors are known to have equal shapes (equal sizes or equal symbols)."""
         a, b = self.shapes.get(first), self.shapes.get(second)
         return a is not None and a == b and all(size is not None for size in a)
+
+    def node_proto(self, node: gs.Node) -> onnx.NodeProto:
+        """A node as the user's model has it."""
+        return self._protos[id(node)]
 
     # --- editing -----------------------------------------------------------------------------
 
@@ -192,14 +211,14 @@ def _node_proto(node: gs.Node) -> onnx.NodeProto:
 def _drop_unread_constants(
     nodes: list[onnx.NodeProto], source: onnx.ModelProto, outputs: set[str]
 ) -> list[onnx.NodeProto]:
-    """Drops constant-like producers of weights that lost their last reader to a staged node."""
+    """Drops producers of weights and pads that lost their last reader to a staged node."""
     before = Counter(_read_names(source.graph))
     while True:
         read = set(_names_of(nodes)) | outputs
         dead = [
             node
             for node in nodes
-            if node.op_type in ("Constant", "Identity", "Transpose")
+            if node.op_type in SHAPE_OPS
             and node.output[0] not in read
             and before[node.output[0]] > 0
         ]

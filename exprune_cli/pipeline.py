@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import onnx
 
 from exprune_cli import __version__, never_slower
+from exprune_cli.block_plans import with_blocks
 from exprune_cli.errors import GateError, UsageError
 from exprune_cli.match import Matches, match
 from exprune_cli.measure import Baseline
 from exprune_cli.model import Model
 from exprune_cli.planning.allocation import OFFERS, allocate, rows_per_sample, saved_flops
+from exprune_cli.planning.blocks import can_be_blocks, exact_plan
 from exprune_cli.planning.planner import BUDGETS, plan
 from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.planning.relu import dense
@@ -79,6 +81,7 @@ class _Job:
     latency: bool = False
     batch: int = 1
     settled: dict[str, SitePlan] = field(default_factory=dict)
+    seed: int = 0
     timings: dict[str, SiteTiming] = field(default_factory=dict)
 
 
@@ -133,7 +136,7 @@ def optimize_model(
     probe = None
     if held_out is not None and data is not None:
         probe, held_out = _apart(data, held_out, seed)
-    job = _Job(model, matches, calibration, held_out, progress, probe)
+    job = _Job(model, matches, calibration, held_out, progress, probe, seed=seed)
     if objective == "latency" and matches.sites:
         job.latency, job.batch = True, batch or 1
         job.feeds = never_slower.timing_feeds(model, probe or data, batch or 1, seed) if measure else None
@@ -214,16 +217,21 @@ def _resolve(test: str, calibration: Calibration | None) -> str:
     return test
 
 
-def _plans(job: _Job, test: str) -> list[dict[str, SitePlan]]:
+def _plans(job: _Job, test: str, budgets: Sequence[float] = BUDGETS) -> list[dict[str, SitePlan]]:
     sites = job.matches.sites
-    return plan(sites, job.calibration, test, BUDGETS, _stage(job.progress, "planning", len(sites)))
+    steps = plan(sites, job.calibration, test, budgets, _stage(job.progress, "planning", len(sites)))
+    if job.feeds is None or test not in ("calibrated", "bound"):
+        return steps
+    seen, report = (job.probe if test == "calibrated" else None), _stage(job.progress, "planning blocks", len(sites))
+    return with_blocks(job.model, sites, steps, budgets, job.calibration, seen, job.seed, report)
+
 
 
 def _knob(job: _Job, test: str) -> list[dict[str, SitePlan]]:
     """Plans of all sites along the knob, from the safest; sites that cannot be faster stay dense."""
     sites, calibration = job.matches.sites, job.calibration
     priced = test == "calibrated" and job.probe is not None and calibration is not None
-    steps = plan(sites, calibration, test, OFFERS if priced else BUDGETS, _stage(job.progress, "planning", len(sites)))
+    steps = _plans(job, test, OFFERS if priced else BUDGETS)
     # Where the boldest step does not win, or not against a lossless form, a more careful one cannot.
     boldest = _faster(job, steps[-1])
     job.settled = {name: p for name, p in boldest.items() if p.estimate != steps[-1][name].estimate or not p.staged}
@@ -321,7 +329,7 @@ def _options(job: _Job, site: Site, chosen: SitePlan) -> list[SitePlan]:
     statistics = job.calibration.sites.get(site.name) if job.calibration else None
     quantized = plan_quantized(site, statistics)
     if quantized is None:
-        return [chosen]
+        return [chosen, exact_plan(site)] if chosen.block and can_be_blocks(site) else [chosen]
     return [quantized] if chosen.test == "bound" or not chosen.staged else [chosen, quantized]
 
 

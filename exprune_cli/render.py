@@ -183,9 +183,9 @@ def top_reasons(report: Report, count: int = 3) -> list[str]:
 
 
 def _how(site: SiteReport) -> str:
-    # A sparse site has neither an estimate nor a test that could be wrong.
+    # A sparse site and an exact Conv have neither an estimate nor a test that could be wrong.
     parts = [part for part in (site.estimate, site.test) if part]
-    return "+".join(parts) or "zeros"
+    return "+".join(parts) or ("exact" if site.op == "Conv" else "zeros")
 
 
 def _table() -> Table:

@@ -273,13 +273,15 @@ def _add_expected(report: Report, proto: onnx.ModelProto, staged: Mapping[str, S
             dense_total = None
             continue
         site.flops_dense = flops.dense_site_flops(entry, site_rows)
-        if entry.pruned is None:
+        exact = entry.kind == "relu" and len(entry.ends) == 1
+        if entry.pruned is None and not exact:
             dense_total, report.totals.flops_dense = None, dense_total
             continue
         tested = site_rows * ((entry.groups if entry.kind == "sparse" else entry.outputs) or 0)
-        survivors = [(1 - share) * tested for share in entry.pruned]
-        site.flops = flops.spent_flops(entry, site_rows, survivors)
-        integer = None if integer is None else integer + flops.int8_macs(entry, site_rows, survivors)
+        left = [(1 - share) * tested for share in entry.pruned or ()]
+        site.flops = flops.spent_flops(entry, site_rows, left)
+        if integer is not None and left:
+            integer += flops.int8_macs(entry, site_rows, left)
         saved += site.flops_dense - site.flops
     report.totals.flops_dense = counts.total
     report.totals.flops = None if dense_total is None else dense_total - saved
@@ -322,7 +324,8 @@ def _add_measured(
         site.flops_dense = flops.dense_site_flops(entry, rows) / samples
         site.flops = measured.site_flops[site.name] / samples
         tested = rows * ((entry.groups if entry.kind == "sparse" else entry.outputs) or 0)
-        site.pruned = 1 - float(measured.survivors[site.name][-1]) / tested if tested else None
+        checked = measured.survivors[site.name]  # empty where nothing is tested: an exact Conv
+        site.pruned = 1 - float(checked[-1]) / tested if tested and len(checked) else None
     totals = report.totals
     totals.flops_dense = None if measured.flops_dense is None else measured.flops_dense / samples
     totals.flops = None if measured.flops is None else measured.flops / samples

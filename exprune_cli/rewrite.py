@@ -66,6 +66,8 @@ def _record(site: Site, plan: SitePlan, names: tuple[str, str] | None) -> SiteRe
         parameters["rank"] = float(plan.parameters["V"].shape[0])
     if plan.z is not None:
         parameters["z"] = plan.z
+    if plan.block:
+        parameters["block"] = plan.block
     return SiteRecord(
         name=site.name,
         op=site.op,

@@ -79,6 +79,7 @@ class Site:
         offset: Name of a computed tensor that is added before the ReLU (a residual), or None.
         max: Upper end of a ``Clip(0, max)``; infinity for a ReLU.
         conv: Geometry, for a Conv.
+        separate_pad: Some of the Conv's pads are a Pad node of the model.
         nonnegative: Whether ``X`` is known to be >= 0 (it is a ReLU's output).
         transposed_input: ``X`` is ``[G, M]`` (a Gemm with transA); its rows are its columns.
         keepdims: For ArgMax: whether the class axis stays with size 1.
@@ -102,6 +103,7 @@ class Site:
     offset: str | None = None
     max: float = math.inf
     conv: ConvGeometry | None = None
+    separate_pad: bool = False
     nonnegative: bool = False
     transposed_input: bool = False
     keepdims: bool = False
@@ -196,6 +198,8 @@ class SitePlan:
         order: ``[G]`` int64: position p of the reduction holds group ``order[p]``.
         ends: Cumulative group counts of the chunks; the last is ``G``.
         parameters: The test's arrays, by the op's input name, e.g. ``scale`` ``[S, N]``.
+        block: For a Conv that is decided in blocks: how many neighbouring positions of a channel;
+            0 for an exact Conv (one chunk, no test).
         z: For ``stats``: the quantile that the test statistic is compared with.
         pruned: Expected share of outputs decided at or before each check, ``[S]``; None unknown.
         lost_energy: Expected share of the site's energy (sum of squared outputs) that is lost.
@@ -214,6 +218,7 @@ class SitePlan:
     order: np.ndarray | None = None
     ends: tuple[int, ...] = ()
     parameters: dict[str, np.ndarray] = field(default_factory=dict)
+    block: int | None = None
     z: float | None = None
     pruned: tuple[float, ...] | None = None
     lost_energy: float = 0.0

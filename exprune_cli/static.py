@@ -110,6 +110,11 @@ def _add_dense(graph: onnx.GraphProto, node: onnx.NodeProto, weights: dict[str, 
         if whole is None:
             return
         head, tail = whole, [whole[0], 0]
+    elif node.op_type in ("ConvRelu", "PrefixConvBlock"):
+        whole = weights.get(node.input[1 if node.op_type == "ConvRelu" else 3])
+        if whole is None:
+            return
+        head, tail = [whole[1], whole[0], *whole[2:]], [0, 0]
     else:
         head, tail = weights.get(node.input[3], []), weights.get(node.input[4], [])
         if not head or not tail:

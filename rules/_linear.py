@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from exprune_cli.graph import ModelGraph
 from exprune_cli.rules._constants import ConstantRef, Reason, constant_of, small_constant
+from exprune_cli.rules._pads import fold_pad
 from exprune_cli.sites import ConvGeometry, Site
 
 LINEAR_OPS = ("Gemm", "MatMul", "Conv")
@@ -37,6 +38,7 @@ class Linear:
         scale, bias: ``[N]`` float64: factor on the weight, and all constant offsets.
         conv: Geometry of a Conv.
         transposed_input: The data input is ``[G, M]``.
+        separate_pad: Some of a Conv's pads come from a Pad before it, which is folded.
         offset: A computed tensor that is added.
         nodes: All nodes folded so far, the linear one first.
         tensor: The result after the last of them.
@@ -54,6 +56,7 @@ class Linear:
     tensor: gs.Tensor
     conv: ConvGeometry | None = None
     transposed_input: bool = False
+    separate_pad: bool = False
     offset: str | None = None
     nodes: list[gs.Node] = field(default_factory=list)
     stop: Reason | None = None
@@ -161,7 +164,8 @@ def _as_groups(weight: np.ndarray) -> np.ndarray:
 
 
 def _size_problem(linear: Linear) -> Reason | None:
-    if linear.groups < 2:
+    # A Conv of one channel cannot be cut into chunks, but its exact kernel may be faster.
+    if linear.groups < (1 if linear.conv else 2):
         return Reason("too-small", f"it sums over {linear.groups} group: nothing to stage")
     if linear.outputs < 1:
         return Reason("too-small", "it has no outputs")
@@ -180,6 +184,11 @@ def _read_conv(graph: ModelGraph, node: gs.Node) -> Linear | Reason:
     geometry = _geometry(graph, node, tuple(kernel))
     if isinstance(geometry, Reason):
         return geometry
+    padded = fold_pad(graph, node, geometry)
+    data, nodes = node.inputs[0], [node]
+    if padded is not None:
+        data, geometry, pad = padded
+        nodes.append(pad)
     bias = np.zeros(outputs)
     if len(node.inputs) > 2 and node.inputs[2].name:
         values = small_constant(graph, node.inputs[2])
@@ -189,7 +198,7 @@ def _read_conv(graph: ModelGraph, node: gs.Node) -> Linear | Reason:
     taps = math.prod(kernel)
     linear = Linear(
         node=node,
-        input=node.inputs[0],
+        input=data,
         outputs=outputs,
         groups=groups,
         weight=weight.name,
@@ -198,7 +207,8 @@ def _read_conv(graph: ModelGraph, node: gs.Node) -> Linear | Reason:
         bias=bias,
         tensor=node.outputs[0],
         conv=geometry,
-        nodes=[node],
+        nodes=nodes,
+        separate_pad=padded is not None,
     )
     return _size_problem(linear) or linear
 

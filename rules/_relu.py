@@ -95,6 +95,7 @@ def relu_site(graph: ModelGraph, linear: Linear, rule: str) -> Site:
         offset=linear.offset,
         max=end,
         conv=linear.conv,
+        separate_pad=linear.separate_pad,
         nonnegative=reads_relu(graph, linear.input),
         transposed_input=linear.transposed_input,
     )

@@ -5,7 +5,9 @@ before                                                         after
 =============================================================  ==================================
 ``Conv(X, W, b)``, 1-D or 2-D, any strides, dilations, pads    ``PrefixConv<Test>(X, order, ends,
 [``-> BatchNormalization``] [``-> Add(other)``, either order]  W_head, W_tail, b', other, max,
-``-> Relu`` or ``Clip(0, max)``                                <test arrays>)``
+``-> Relu`` or ``Clip(0, max)``                                <test arrays>)``; or
+                                                               ``PrefixConvBlock(...)``; or
+                                                               ``ConvRelu(X, W, b', other, max)``
 =============================================================  ==================================
 
 Algebra: with the BatchNormalization's factor ``f = gamma / sqrt(var + eps)`` and shift,
@@ -13,6 +15,7 @@ Algebra: with the BatchNormalization's factor ``f = gamma / sqrt(var + eps)`` an
 order, so ``z = sum over chunks of (W' chunk * X chunk) + b' + other``; after a chunk, a test on
 the partial sum decides outputs for which ``relu(z) = 0`` is certain (or likely enough).
 The other operand of the Add is known when the site runs: an offset of the test.
+A Pad of zeros before the Conv is folded into its pads. ``ConvRelu`` is the whole Conv, exact.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from exprune_cli.graph import ModelGraph
+from exprune_cli.rules._blocks import rewrite_blocks
 from exprune_cli.rules._linear import Linear, Reason
 from exprune_cli.rules._relu import match_relu, relu_site, rewrite_relu
 from exprune_cli.sites import Site, SitePlan
@@ -44,4 +48,6 @@ def site(graph: ModelGraph, linear: Linear) -> Site:
 
 def rewrite(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, str]:
     """Stages the site; returns the names of the new node and its survivors output."""
+    if plan.block is not None:
+        return rewrite_blocks(graph, site, plan)
     return rewrite_relu(graph, site, plan, "PrefixConv")

@@ -4,7 +4,7 @@
 
 namespace exprune {
 
-static OrtStatus* read_order(const Call& call, ScratchPool& scratch, int64_t groups, StagedInputs* in) {
+OrtStatus* read_order(const Call& call, ScratchPool& scratch, int64_t groups, StagedInputs* in) {
   EXPRUNE_RETURN_IF_ERROR(call.input(kOrder, "order", ort::kInt64, &in->order));
   EXPRUNE_RETURN_IF_ERROR(call.shape(in->order, "order", "[G]", &groups, 1));
   Lease lease(scratch, static_cast<size_t>(groups));
@@ -23,7 +23,7 @@ static OrtStatus* read_order(const Call& call, ScratchPool& scratch, int64_t gro
   return nullptr;
 }
 
-static OrtStatus* read_ends(const Call& call, int64_t groups, StagedInputs* in) {
+OrtStatus* read_ends(const Call& call, int64_t groups, StagedInputs* in) {
   EXPRUNE_RETURN_IF_ERROR(call.input(kEnds, "ends", ort::kInt64, &in->ends));
   const Tensor& ends = in->ends;
   if (ends.rank != 1 || ends.count < 2) return call.bad("ends", "must be a vector of at least two chunks");

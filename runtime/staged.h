@@ -13,6 +13,10 @@ struct StagedInputs {
   Tensor x, order, ends, head, tail, bias, offset, max, parameters[3], survivors;
 };
 
+// Reads and checks order and ends, for X with so many groups.
+OrtStatus* read_order(const Call& call, ScratchPool& scratch, int64_t groups, StagedInputs* in);
+OrtStatus* read_ends(const Call& call, int64_t groups, StagedInputs* in);
+
 // Reads and checks everything but X's own shape. `groups` is X's size on the reduction axis, `kernel` the
 // kernel's dims (none for a Gemm), `parameters` the names of the test's [S, N] inputs, `parameter_start`
 // the first one's position. Fills `staged` (taps from the kernel dims of W_head).

@@ -327,6 +327,54 @@ def prefix_argmax_stats(x, order, ends, w_head, w_tail, bias, *, z, keepdims, se
     return _argmax_op(x, order, ends, w_head, w_tail, bias, test, keepdims, select_last_index)
 
 
+def _rows_of_conv(x, w, offset, geometry):
+    """Rows of a Conv's input, the offset by row, and how rows become ``Y``; ``w`` is ``[G, N, *kernel]``."""
+    rows, lead = patches(x, w.shape[2:], geometry["strides"], geometry["dilations"], geometry["pads"])
+    offset = offset.astype(np.float64)
+    if offset.size != 1:
+        return rows, lead, np.moveaxis(offset, 1, -1).reshape(len(rows), w.shape[1])
+    return rows, lead, offset.reshape(1, 1)
+
+
+def prefix_conv_block(x, order, ends, w, bias, offset, ceiling, scale, shift, limit, block, **geometry):
+    """Inputs: X, order, ends, W, bias, offset, max, scale, shift, limit, block."""
+    rows, lead, offset = _rows_of_conv(x, w, offset, geometry)
+    layer = _Layer(rows, order, np.moveaxis(w, 0, 1), np.moveaxis(w, 0, 1)[:, :0])
+    off = bias.astype(np.float64) + offset
+    positions, run = math.prod(lead[1:]), int(block[0])
+
+    def sums(values):
+        """Sums over the blocks, at each of their positions."""
+        by_image = values.reshape(lead[0], positions, w.shape[1])
+        total = np.zeros_like(by_image)
+        for start in range(0, positions, run):
+            total[:, start : start + run] = by_image[:, start : start + run].sum(axis=1, keepdims=True)
+        return total.reshape(values.shape)
+
+    def test(s, e):
+        value = scale[s] * layer.terms[:, :, :e].sum(axis=2) + off + shift[s]
+        positive = np.where(value < 0, 0, value)
+        noise = abs(scale[s]) * layer.sizes[:, :, :e].sum(axis=2) + abs(off) + abs(shift[s])
+        noise = ROUNDING * noise
+        score = sums(positive**2)
+        spread = sums(np.where(value < -noise, 0, 2 * noise * abs(positive) + noise**2)) + ROUNDING * run * score
+        return score, np.broadcast_to(limit[s], score.shape).astype(np.float64), spread
+
+    y, survivors, distance, rounding, unsure = _relu(layer, ends, off, float(ceiling[0]), test)
+    y = np.moveaxis(y.reshape(*lead, w.shape[1]), -1, 1)
+    return Outcome(y, survivors, distance, rounding, unsure)
+
+
+def conv_relu(x, w, bias, offset, ceiling, **geometry):
+    """Inputs: X, W, bias, offset, max. Nothing is decided."""
+    rows, lead, offset = _rows_of_conv(x, w, offset, geometry)
+    layer = _Layer(rows, np.arange(len(w)), np.moveaxis(w, 0, 1), np.moveaxis(w, 0, 1)[:, :0])
+    off = bias.astype(np.float64) + offset
+    off = np.broadcast_to(off, layer.shape[:2])
+    y, *rest = _relu(layer, [len(w)], off, float(ceiling[0]), None)
+    return Outcome(np.moveaxis(y.reshape(*lead, w.shape[1]), -1, 1), *rest)
+
+
 #: The oracle of each op; all take the op's inputs, then its attributes by keyword.
 ORACLES = {
     "PrefixGemmThreshold": prefix_gemm_threshold,
@@ -335,6 +383,8 @@ ORACLES = {
     "PrefixConvThreshold": prefix_conv_threshold,
     "PrefixConvStats": prefix_conv_stats,
     "PrefixConvBound": prefix_conv_bound,
+    "PrefixConvBlock": prefix_conv_block,
+    "ConvRelu": conv_relu,
     "PrefixArgMaxThreshold": prefix_argmax_threshold,
     "PrefixArgMaxStats": prefix_argmax_stats,
     "PrefixArgMaxBound": prefix_argmax_bound,

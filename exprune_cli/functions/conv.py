@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from exprune_cli.functions.gemm import INPUTS, OUTPUTS
@@ -14,6 +15,7 @@ from exprune_cli.functions.staging import (
     COUNT_OUTPUTS,
     FINISH_RELU,
     NATURAL_WEIGHTS,
+    OFFSET,
     RELU,
     THRESHOLD,
     Function,
@@ -84,6 +86,116 @@ def _bound(opset: int) -> Function:
     )
 
 
+#: ``[G, N, *kernel]`` as ``[N, G, *kernel]``, whatever the rank.
+SWAP = """
+  w_shape = Shape (W)
+  w_groups = Slice (w_shape, swap_0, swap_1)
+  w_outputs = Slice (w_shape, swap_1, swap_2)
+  w_rank = Shape (w_shape)
+  w_kernel = Slice (w_shape, swap_2, w_rank)
+  taps_flat = Constant <value: tensor = int64[1] {-1}> ()
+  w_as_three = Concat <axis = 0> (w_groups, w_outputs, taps_flat)
+  w_three = Reshape (W, w_as_three)
+  w_swapped = Transpose <perm = [1, 0, 2]> (w_three)
+  w_as_conv = Concat <axis = 0> (w_outputs, w_groups, w_kernel)
+  weights = Reshape (w_swapped, w_as_conv)
+"""
+INDICES = """
+  swap_0 = Constant <value: tensor = int64[1] {0}> ()
+  swap_1 = Constant <value: tensor = int64[1] {1}> ()
+  swap_2 = Constant <value: tensor = int64[1] {2}> ()
+"""
+
+BLOCK_LAYER = dataclasses.replace(
+    LAYER,
+    weights=INDICES + SWAP,
+    setup=LAYER.setup.replace(
+        "head_weights = Identity (W_head)",
+        # Gather keeps the kernel's sizes in shape inference, which a Slice with computed ends loses.
+        """first_end = Slice (ends, index_0, index_1)
+  range_start = Squeeze (index_0)
+  range_end = Squeeze (first_end)
+  range_step = Squeeze (index_1)
+  head_positions = Range (range_start, range_end, range_step)
+  head_weights = Gather <axis = 1> (weights, head_positions)""",
+    ),
+)
+
+#: Prune a block where the sum over it of ``max(scale * partial + off + shift, 0)^2`` is below its limit.
+#: Positions are taken row by row and filled up with zeros to whole blocks; the sum is a product with ones.
+BLOCKS = Test(
+    inputs="scale, shift, limit, block",
+    attributes=(),
+    setup=f"""{OFFSET}
+  y_rank = Shape (head_shape)
+  spatial = Slice (head_shape, index_2, y_rank)
+  positions = ReduceProd (spatial)
+  keep_two = Constant <value: tensor = int64[2] {{0, 0}}> ()
+  as_row = Concat <axis = 0> (keep_two, positions)
+  block_less_1 = Sub (block, index_1)
+  rounded_up = Add (positions, block_less_1)
+  blocks = Div (rounded_up, block)
+  filled = Mul (blocks, block)
+  unfilled = Sub (filled, positions)
+  outer = Slice (head_shape, index_0, index_2)
+  fill_shape = Concat <axis = 0> (outer, unfilled)
+  fill = ConstantOfShape <value: tensor = float[1] {{0}}> (fill_shape)
+  as_blocks = Concat <axis = 0> (keep_two, blocks, block)
+  filled_shape = Concat <axis = 0> (keep_two, filled)
+  blocks_shape = Concat <axis = 0> (outer, blocks, block)
+  ones_shape = Concat <axis = 0> (block, index_1)
+  ones = ConstantOfShape <value: tensor = float[1] {{1}}> (ones_shape)
+  limit_shape = Concat <axis = 0> (flat, index_1, index_1)
+""",
+    check="""
+    scale_row = Gather (scale, at)
+    scale_out = Reshape (scale_row, per_output)
+    shift_row = Gather (shift, at)
+    shift_out = Reshape (shift_row, per_output)
+    limit_row = Gather (limit, at)
+    limit_out = Reshape (limit_row, limit_shape)
+    scaled = Mul (scale_out, partial)
+    with_offset = Add (scaled, off)
+    estimate = Add (with_offset, shift_out)
+    below = Less (estimate, zero)
+    above = Where (below, zero, estimate)
+    squared = Mul (above, above)
+    squared_row = Reshape (squared, as_row)
+    squared_filled = Concat <axis = 2> (squared_row, fill)
+    squared_blocks = Reshape (squared_filled, as_blocks)
+    score = MatMul (squared_blocks, ones)
+    pruned_block = Less (score, limit_out)
+    pruned_blocks = Expand (pruned_block, blocks_shape)
+    pruned_filled = Reshape (pruned_blocks, filled_shape)
+    pruned_row = Slice (pruned_filled, index_0, positions, index_2)
+    pruned = Reshape (pruned_row, head_shape)
+""",
+)
+
+
+def _block(opset: int) -> Function:
+    return Function(
+        signature("X, order, ends, W, bias, offset, max, scale, shift, limit, block", OUTPUTS, GEOMETRY),
+        staged(BLOCK_LAYER, BLOCKS, COUNT_OUTPUTS, FINISH_RELU),
+        "A Conv and its ReLU, in chunks of input channels: after each chunk, blocks of one output channel x "
+        "`block` neighbouring positions become 0 where the sum of the squares of what is expected of them, "
+        "as far as positive, is below their limit. When all are decided the remaining chunks are skipped.",
+    )
+
+
+def _exact(opset: int) -> Function:
+    return Function(
+        signature("X, W, bias, offset, max", OUTPUTS, GEOMETRY),
+        f"""{INDICES}{SWAP}
+  zero = Constant <value: tensor = float {{0}}> ()
+  convolved = {CONV} (X, weights, bias)
+  computed = Add (convolved, offset)
+{RELU}
+  survivors = ConstantOfShape <value: tensor = int64[1] {{0}}> (swap_0)""",
+        "A Conv and its ReLU, whole: this is the dense layer. The kernel skips the taps that only see padding.",
+    )
+
+
 FUNCTIONS: dict[str, Callable[[int], Function]] = {
     "PrefixConvThreshold": _staged(
         THRESHOLD,
@@ -96,4 +208,6 @@ FUNCTIONS: dict[str, Callable[[int], Function]] = {
         "z standard errors below 0 become 0. When all are decided the remaining chunks are skipped.",
     ),
     "PrefixConvBound": _bound,
+    "PrefixConvBlock": _block,
+    "ConvRelu": _exact,
 }

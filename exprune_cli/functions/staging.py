@@ -54,12 +54,14 @@ class Layer:
         w_axis: Axis of the groups in the weights as ``product`` takes them.
         setup: Text that makes ``per_output``, ``all_weights`` and ``head_weights`` (the latter
             two as ``product`` takes them) of ``weights`` and ``W_head``.
+        weights: Text that makes ``weights``.
     """
 
     x_axis: int
     product: Callable[[str, str], str]
     w_axis: int
     setup: str
+    weights: str = "weights = Concat <axis = 1> (W_head, W_tail)"
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def staged(layer: Layer, test: Test, count: str, finish: str) -> str:
     if not test.squares:
         state_in = state_out = state = squares = no_squares = result = ""
     return f"""{CONSTANTS}
-  weights = Concat <axis = 1> (W_head, W_tail)
+  {layer.weights}
   bounds = Concat <axis = 0> (index_0, ends)
   group_count = Shape (order)
   groups = Cast <to = 1> (group_count)

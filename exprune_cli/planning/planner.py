@@ -41,6 +41,8 @@ def plan(
             plans = [plan_sparse(site, statistics)] * len(budgets)
         elif site.kind == "top_k":
             plans = [dense(site, "it is staged for latency only: no FLOPs are saved")] * len(budgets)
+        elif site.groups < 2:
+            plans = [dense(site, "it sums over one group: nothing to stage")] * len(budgets)
         elif calibration is not None and statistics is None:
             plans = [dense(site, "the calibration has no statistics for it")] * len(budgets)
         elif site.kind == "argmax":

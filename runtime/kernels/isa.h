@@ -4,6 +4,7 @@
 // vector) and is compiled with that set's flags, see ISA_FLAGS in ../build.py.
 #pragma once
 
+#include "block_conv.h"
 #include "prefix_argmax.h"
 #include "prefix_conv.h"
 #include "prefix_gemm.h"
@@ -28,6 +29,7 @@ const Kernels kKernels = {
     sparse_gemm,
     quantized_gemm,
     quantized_top_k,
+    block_conv,
 };
 
 }  // namespace EXPRUNE_ISA

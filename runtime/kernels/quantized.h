@@ -18,7 +18,7 @@ namespace EXPRUNE_ISA {
 static inline int64_t plane_length(int64_t groups) { return blocks_of(groups, kCodeGroups) * kCodeGroups; }
 
 constexpr int64_t kTwoPlaneRows = 4;    // up to so many rows have two planes
-constexpr int kMostVectors = Byte::kVectors;  // planes of the rows of a pass
+constexpr int kMostPlanes = Byte::kVectors;  // planes of the rows of a pass
 constexpr float kLowest = 1e-30f, kHighest = 1e30f;  // of max |x|: norms and steps stay normal numbers
 
 // A row of X.
@@ -113,7 +113,7 @@ struct QuantizedInput {
       rows[r] = quantize_row(x + r * groups, groups, planes, both);
     }
   }
-  int64_t rows_per_pass() const { return kMostVectors / planes; }
+  int64_t rows_per_pass() const { return kMostPlanes / planes; }
 };
 
 // Too much of every product, times x: see Coding::kZero.
@@ -131,19 +131,19 @@ static inline void byte_sums_of(const uint8_t* codes, int64_t groups, int64_t bl
   } else if (vectors <= 4) {
     byte_dots<Coding, 4>(codes, groups, blocks, planes, stride, sums);
   } else {
-    byte_dots<Coding, kMostVectors>(codes, groups, blocks, planes, stride, sums);
+    byte_dots<Coding, kMostPlanes>(codes, groups, blocks, planes, stride, sums);
   }
 }
 
 // Exact integer sums of `outputs` outputs, the first one starting a block, with rows first .. first + count (at
-// most rows_per_pass) of X; sums is [kMostVectors][stride], row r's planes being at r * planes.
+// most rows_per_pass) of X; sums is [kMostPlanes][stride], row r's planes being at r * planes.
 static inline void byte_sums(const Quantized& layer, int64_t first_output, int64_t outputs,
                              const QuantizedInput& in, int64_t first, int64_t count, int64_t stride,
                              int32_t* sums) {
-  const int8_t* planes[kMostVectors];
+  const int8_t* planes[kMostPlanes];
   const int64_t vectors = count * in.planes;
   // Missing vectors are the last one again: their sums fall on rows that nobody reads.
-  for (int64_t v = 0; v < kMostVectors; v++) {
+  for (int64_t v = 0; v < kMostPlanes; v++) {
     const int64_t used = min_of(v, vectors - 1);
     planes[v] = in.plane(first + used / in.planes, static_cast<int>(used % in.planes));
   }

@@ -51,7 +51,7 @@ struct QuantizedGemmPlan {
     for (int64_t r = pass; r < pass + rows; r++) {
       memset(call->y + r * call->layer.outputs + first, 0, static_cast<size_t>(outputs) * sizeof(float));
     }
-    Lease scratch(*env->per_task, kMostVectors * kQuantizedOutputs * sizeof(int32_t));
+    Lease scratch(*env->per_task, kMostPlanes * kQuantizedOutputs * sizeof(int32_t));
     if (!scratch.data()) {
       failed = true;
       return;

@@ -52,7 +52,7 @@ struct QuantizedTopKPlan {
     const int64_t block = static_cast<int64_t>(index) % p.blocks;
     const int64_t pass = static_cast<int64_t>(index) / p.blocks * p.in.rows_per_pass();
     const int64_t count = min_of(p.in.rows_per_pass(), p.rows - pass);
-    Lease scratch(*p.env->per_task, kMostVectors * kTopKClasses * sizeof(int32_t));
+    Lease scratch(*p.env->per_task, kMostPlanes * kTopKClasses * sizeof(int32_t));
     if (!scratch.data()) {
       p.failed = true;
       return;

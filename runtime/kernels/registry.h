@@ -75,6 +75,16 @@ struct ConvCall {
   int64_t* survivors;  // [S]
 };
 
+// A convolution in blocks of one output channel x `block` output positions of an image, row by row. In
+// `staged`: head holds all weights [G, N, T] in the order of the reduction, tail is null, order may be null
+// (0 to G-1), and there may be one chunk only, which is then an exact convolution. first, second and third
+// are scale, shift and limit.
+struct BlockConvCall {
+  ConvCall conv;
+  int64_t block;
+  std::atomic<void*>* geometry;  // the kernel's own: what it remembers of a shape, from malloc(), or null
+};
+
 struct ArgMaxCall {
   Staged staged;
   int64_t rows;
@@ -145,6 +155,7 @@ struct Kernels {
   bool (*sparse_gemm)(const SparseGemmCall&, const Env&);
   bool (*quantized_gemm)(const QuantizedGemmCall&, const Env&);
   bool (*quantized_top_k)(const QuantizedTopKCall&, const Env&);
+  bool (*block_conv)(const BlockConvCall&, const Env&);
 };
 
 // The table in use, chosen when the library is loaded: the best that the processor has, or what the

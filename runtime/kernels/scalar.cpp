@@ -12,6 +12,8 @@
 namespace exprune {
 namespace scalar {
 
+bool block_conv(const BlockConvCall& call, const Env&);  // scalar_block_conv.cpp
+
 constexpr double kEpsilon = 1.1920928955078125e-07;  // 2^-23
 
 // Weight of output n for position g of the reduction and tap t.
@@ -274,6 +276,7 @@ const Kernels kKernels = {
     sparse_gemm,
     quantized_gemm,
     quantized_top_k,
+    block_conv,
 };
 
 }  // namespace scalar

@@ -51,6 +51,20 @@ static inline V load_first(const float* p, int64_t n) {
 #endif
 }
 
+// The lanes whose bit is set, zeros in the others; nothing else is read.
+static inline V load_masked(const float* p, uint32_t lane_bits) {
+  if (lane_bits == (1u << kLanes) - 1) return load(p);
+#if EXPRUNE_LANES == 16
+  return reinterpret_cast<V>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(lane_bits), p));
+#else
+  V v = {};
+  for (int i = 0; i < kLanes; i++) {
+    if (lane_bits >> i & 1) v[i] = p[i];
+  }
+  return v;
+#endif
+}
+
 // One bit per lane.
 static inline uint32_t bits(I mask) {
 #if EXPRUNE_LANES == 16

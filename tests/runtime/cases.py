@@ -18,13 +18,22 @@ PARAMETERS = {
     "ArgMax": {"Threshold": ("scale", "shift", "margin"), "Stats": (), "Bound": ("radius", "slack")},
 }
 PARAMETERS["Conv"] = PARAMETERS["Gemm"]
+#: Ops with other inputs than the staged families'.
+INPUTS = {
+    "SparseGemm": ("X", "W", "bias"),
+    "ConvRelu": ("X", "W", "bias", "offset", "max"),
+    "PrefixConvBlock": (
+        *("X", "order", "ends", "W", "bias", "offset", "max"),
+        *("scale", "shift", "limit", "block"),
+    ),
+}
 KINDS = ("Threshold", "Stats", "Bound")
 
 
 def input_names(op: str) -> tuple[str, ...]:
     """An op's inputs in order."""
-    if op == "SparseGemm":
-        return ("X", "W", "bias")
+    if op in INPUTS:
+        return INPUTS[op]
     family, kind = next((f, op[len("Prefix" + f) :]) for f in PARAMETERS if op.startswith("Prefix" + f))
     finish = () if family == "ArgMax" else ("offset", "max")
     return (*STAGED, *finish, *PARAMETERS[family][kind])
@@ -40,7 +49,7 @@ def model(op: str, attributes=(), outputs: int = 2, shapes=None, constants=None)
         "case",
         [
             helper.make_tensor_value_info(
-                n, TensorProto.INT64 if n in ("order", "ends") else TensorProto.FLOAT, shapes.get(n)
+                n, TensorProto.INT64 if n in ("order", "ends", "block") else TensorProto.FLOAT, shapes.get(n)
             )
             for n in names
             if n not in constants

@@ -79,6 +79,7 @@ sys.path.insert(0, sys.argv[2])
 from tests.runtime.cases import KINDS, run
 from tests.runtime.test_sessions import case
 from tests.runtime.quantized import BAD, good, run_quantized
+from tests.runtime.test_block_conv import BAD_BLOCKS, CASES, block_inputs, exact_inputs
 from tests.runtime.test_door import BAD_CONV, BAD_GEMM, CONV, conv_inputs, gemm_inputs
 
 library = sys.argv[1]
@@ -104,7 +105,13 @@ for kind in ("Gemm", "ArgMax", "TopK"):
                 assert f"Quantized{kind}Bound: {where}" in str(error), error
             else:
                 raise SystemExit(f"Quantized{kind}Bound took {name}")
+for case in CASES:
+    for batch in (1, 5):
+        inputs, attributes = block_inputs(**case, batch=batch)
+        run(library, "PrefixConvBlock", inputs, threads=2, **attributes)
+        run(library, "ConvRelu", exact_inputs(inputs), threads=2, **attributes)
 for op, bad, inputs, attributes in (
+    ("PrefixConvBlock", BAD_BLOCKS, *block_inputs()),
     ("PrefixGemmThreshold", BAD_GEMM, gemm_inputs(), {}),
     ("PrefixConvThreshold", BAD_CONV, conv_inputs(), CONV),
 ):
