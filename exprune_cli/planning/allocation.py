@@ -142,7 +142,9 @@ def _offer(
     staged = list({id(plan): plan for plan in plans if plan.staged}.values())
     dense = next((plan for plan in plans if not plan.staged), None)
     if dense is None:
-        dense = SitePlan(site.name, False, "it costs more quality than it saves work, at the model's one price")
+        dense = SitePlan(
+            site.name, False, "it costs more quality than it saves work, at the model's one price"
+        )
     saved = [0.0, *(value * saved_flops(site, plan, rows) for plan in staged)]
     lost = np.array([0.0, *(plan.lost_energy for plan in staged)])
     if site.kind != "argmax":

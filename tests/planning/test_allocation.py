@@ -84,7 +84,9 @@ def test_no_other_choice_saves_more_at_the_same_loss(seed: int) -> None:
 def test_what_costs_more_is_pruned_less() -> None:
     sites = [_site("a"), _site("b")]
     plans = _offers(sites[:1], 0)
-    plans = [{"a": step["a"], "b": _plan(sites[1], step["a"].pruned[0], step["a"].lost_energy)} for step in plans]
+    plans = [
+        {"a": step["a"], "b": _plan(sites[1], step["a"].pruned[0], step["a"].lost_energy)} for step in plans
+    ]
     sensitivity = Sensitivity({"a": ([0.01], [0.05]), "b": ([0.01], [0.01])}, None)
     chosen = allocate(sites, _calibration(sites), plans, sensitivity, (0.25,))[0]
     assert chosen["a"].lost_energy < chosen["b"].lost_energy
