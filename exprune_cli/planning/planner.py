@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from threadpoolctl import threadpool_limits
+
 from exprune_cli.flops import nonzero_share
 from exprune_cli.planning import chunks, low_rank
 from exprune_cli.planning.argmax import plan_argmax
@@ -14,6 +16,8 @@ from exprune_cli.sites import Calibration, Site, SitePlan, SiteStatistics
 BUDGETS = (0.0003, 0.001, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.045, 0.065, 0.1, 0.15, 0.22)
 
 
+# Products of matrices round differently on other numbers of threads, and plans must not.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def plan(
     sites: Sequence[Site],
     calibration: Calibration | None,
