@@ -14,7 +14,7 @@ from exprune_cli.errors import GateError, UsageError
 from exprune_cli.match import Matches, match
 from exprune_cli.measure import Baseline
 from exprune_cli.model import Model
-from exprune_cli.planning.allocation import OFFERS, allocate, rows_per_sample, saved_flops
+from exprune_cli.planning.allocation import LEVELS, OFFERS, allocate, rows_per_sample, saved_flops, walk_levels
 from exprune_cli.planning.planner import BUDGETS, plan
 from exprune_cli.planning.relu import dense
 from exprune_cli.record import Record, SiteRecord, write_record
@@ -253,6 +253,8 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
     if gate.confidence is not None:
         # What timing drops after the walk would have to be tested again on the same samples, which
         # breaks the level. So every step is timed before it is tested; timings know no losses.
+        if len(steps) == len(LEVELS):
+            steps = steps[walk_levels(gate.max_drop)]
         found = search(job.model, sites, steps, job.held_out, gate, job.progress, lambda step: _faster(job, step))
     else:
         found = search(job.model, sites, steps, job.held_out, gate, job.progress)

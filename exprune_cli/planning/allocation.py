@@ -27,7 +27,8 @@ OFFERS = tuple(float(value) for value in np.geomspace(2e-5, 0.5, 26))
 #: The knob: predicted loss of the whole model, as a share of changed predictions, or as the
 #: relative error of its outputs.
 LEVELS = tuple(float(value) for value in np.geomspace(3e-4, 0.45, 24))
-_HALVINGS = 40
+#: Steps of a walk that certifies: each is a pass over all held-out samples.
+_WALK = 18
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,16 @@ class Sensitivity:
     @property
     def _scale(self) -> float:
         return 1.0 if self.density is None else self.density / float(np.sqrt(2 * np.pi))
+
+
+def walk_levels(max_drop: float) -> slice:
+    """The part of :data:`LEVELS` that a walk for this drop takes, chosen before any sample is seen.
+
+    It starts an order of magnitude below the drop: predictions are rough.
+    """
+    first = int(np.searchsorted(LEVELS, max_drop / 10))
+    first = min(first, len(LEVELS) - _WALK)
+    return slice(first, first + _WALK)
 
 
 def saved_flops(site: Site, plan: SitePlan, rows: float) -> float:
@@ -158,7 +169,7 @@ def _at_level(
     """The boldest choice of one price whose predicted loss is within ``level``."""
     low, high = 1e-30, 1e30
     chosen = _at_price(offers, kinds, sensitivity, low)[0]
-    for _ in range(_HALVINGS * 4):
+    for _ in range(160):
         middle = float(np.sqrt(low * high))
         trial, loss = _at_price(offers, kinds, sensitivity, middle)
         if loss <= level:
