@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
+from benchmarks.accuracy.cases import CHOSEN_AT
 from benchmarks.accuracy.points import Point, Result, Score, SimulatedScorer, chosen
 from benchmarks.accuracy.simulated import K, Rule, Simulated, fits_check, simulate
+from exprune_cli.certify import boldest
 from exprune_cli.data import DataSet
 from exprune_cli.flops import nonzero_share
 from exprune_cli.match import match
@@ -75,16 +77,20 @@ def ours(bench: Bench) -> Result:
         assert isinstance(agreement, float)
         return Score(1 - found.flops / dense, found.drop.mean, 1 - agreement)
 
-    points = []
-    # From the safest; far beyond what is asked for nothing is worth knowing.
-    for step in steps:
-        points.append(Point(step, score(step, bench.validated, bench.dense_validated)))
-        if points[-1].validation.drop > 0.04:
-            break
+    points: dict[int, Point] = {}
+
+    def point(at: int) -> Point:
+        if at not in points:
+            points[at] = Point(steps[at], score(steps[at], bench.validated, bench.dense_validated))
+        return points[at]
+
+    for target in CHOSEN_AT:
+        boldest(range(len(steps)), lambda at, target=target: point(at).validation.drop <= target)
+    tried = [points[at] for at in sorted(points)]
     seconds = bench.seconds + time.perf_counter() - start
-    for point in chosen(points):
-        point.test = score(point.setting, bench.test, bench.dense_test)
-    return Result("ours", points, seconds, f"{len(points)} steps of the knob")
+    for one in chosen(tried):
+        one.test = score(one.setting, bench.test, bench.dense_test)
+    return Result("ours", tried, seconds, f"{len(tried)} of {len(steps)} steps of the knob")
 
 
 def tuned_paper(bench: Bench, test: str) -> Result:
