@@ -157,7 +157,8 @@ def optimize(
         confidence: Certify ``max_drop`` at this confidence (0 to 1).
         metric: Name of a metric or ``FILE.py:FUNC``.
         exclude: Glob patterns of sites to leave dense.
-        top_k: ``OUTPUT=K``: of this output only the K largest values' order matters.
+        top_k: ``OUTPUT=K``: returns the K largest values of this output and their indices
+            (``OUTPUT_values``, ``OUTPUT_indices``) instead of all values.
         batch: The batch size that the model is meant for.
         measure: Whether timings on this machine may decide what is staged.
         dry_run: Do everything but write.
@@ -231,11 +232,13 @@ def report(
     from exprune_cli.model import load
     from exprune_cli.record import read_record
     from exprune_cli.reporting import build_report, check_certificate
+    from exprune_cli.top_k import with_top_k
 
     loaded = load(model)
     record = read_record(loaded.proto)
     dense = load(baseline) if baseline is not None else None
     if dense is not None:
+        dense = with_top_k(dense, record.top_k if record is not None else {})
         check_interface(loaded.proto, dense.proto)
     if data is None:
         result = build_report(loaded)
@@ -247,6 +250,7 @@ def report(
             loaded.proto,
             samples,
             baseline=dense.proto if dense is not None else None,
+            batch_size=_meant_batch(record),
             metric=_recorded_metric(record, samples.has_labels, dense is not None),
             any_metric=True,
             progress=progress,
@@ -340,6 +344,12 @@ def _finish(model: Model, proto: object, record: Record, staged: int, output: Pa
     elif path is not None:
         save(proto, path)
     return Optimized(built, record, proto, staged, path)
+
+
+def _meant_batch(record: Record | None) -> int | None:
+    """Samples per run, where a model was made for a batch size: with more the dense layers may run."""
+    guarded = record is not None and any("most_rows" in site.parameters for site in record.sites)
+    return record.batch if record is not None and guarded else None
 
 
 def _recorded_metric(record: Record | None, has_labels: bool, has_baseline: bool) -> str | None:

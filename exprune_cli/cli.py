@@ -147,7 +147,7 @@ def calibrate(
     "--top-k",
     multiple=True,
     metavar="OUTPUT=K",
-    help="Only the K largest values of OUTPUT matter. Can be repeated.",
+    help="Return only the K largest values of OUTPUT, and their indices. Can be repeated.",
 )
 @click.option("--batch", type=click.IntRange(1), metavar="N", help="Batch size that the model is meant for.")
 @click.option("--no-measure", is_flag=True, help="Decide without timings on this machine.")

@@ -15,6 +15,7 @@ from exprune_cli.errors import ExpruneError
 from exprune_cli.instrument import as_shape, counted_names, inline_functions, shapes_need_values, with_shapes
 from exprune_cli.record import SiteRecord, read_record
 from exprune_cli.sessions import Feeds, open_session, run
+from exprune_cli.staged_nodes import DOMAIN, staged_view
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -90,6 +91,9 @@ class FlopsCounter:
                 continue
             alive = np.atleast_1d(np.asarray(alive, np.int64))
             spent = flops.spent_flops(site, rows, [float(count) for count in alive])
+            sums.int8_macs = _plus(sums.int8_macs, flops.int8_macs(site, rows, [float(count) for count in alive]))
+            if alive[0] < 0:  # the dense layer ran: nothing was skipped
+                alive = np.full_like(alive, rows * ((site.groups if site.kind == "sparse" else site.outputs) or 0))
             sums.rows[site.name] = sums.rows.get(site.name, 0) + rows
             sums.survivors[site.name] = sums.survivors.get(site.name, np.zeros_like(alive)) + alive
             sums.site_flops[site.name] = sums.site_flops.get(site.name, 0.0) + spent
@@ -109,7 +113,7 @@ class FlopsCounter:
                 self._session = open_session(self._proto, addition=addition, use_runtime=self._use_runtime)
             values = run(self._session, feeds, where, list(self._outputs.values()))
             shapes |= {name: as_shape(value) for name, value in zip(self._outputs, values, strict=True)}
-        counts = count_flops(self._proto.graph.node, shapes.get, self._staged, self._share_of)
+        counts = count_flops(staged_view(self._proto.graph.node), shapes.get, self._staged, self._share_of)
         if not self._each_time and len(self._seen) < _REMEMBERED:
             self._seen[key] = counts
         return counts
@@ -173,7 +177,9 @@ def staged_nodes(proto: onnx.ModelProto, sites: Iterable[SiteRecord]) -> list[on
         ExpruneError: A node is not there: the file was edited after exprune wrote it.
     """
     nodes = {
-        node.output[1]: node for node in proto.graph.node if node.domain == flops.DOMAIN and node.output[1:]
+        node.output[-1]: node
+        for node in staged_view(proto.graph.node)
+        if node.domain == DOMAIN and node.output[1:]
     }
     result = []
     for site in sites:

@@ -16,13 +16,12 @@ import numpy as np
 import onnx
 
 from exprune_cli.record import SiteRecord
+from exprune_cli.staged_nodes import DOMAIN, weight_input
 
 Shape = Sequence[int] | None
 ShapeOf = Callable[[str], Shape]
 #: The share of the weights with these names (some may be no weights) that is not zero.
 ShareOf = Callable[[Sequence[str]], float]
-
-DOMAIN = "com.exprune"
 
 #: Cost of one test in FLOPs per tested output; ``k`` is the number of groups since the last
 #: check. ``threshold`` and ``stats`` are the paper's reference accounting.
@@ -66,7 +65,7 @@ _RECURRENT_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 def counted_tensors(node: onnx.NodeProto) -> list[str]:
     """Names of the tensors whose shapes :func:`node_flops` needs; empty for uncounted nodes."""
     if node.domain == DOMAIN:
-        return [node.input[0], node.input[1 if "Sparse" in node.op_type else 3], node.output[0]]
+        return [node.input[0], node.input[weight_input(node)], node.output[0]]
     if node.domain not in ("", "ai.onnx"):
         return []
     if node.op_type in ("Conv", "ConvInteger"):
@@ -187,15 +186,21 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
         site: Its record (``outputs``, ``groups``, ``taps``, ``ends``, ``test``, ``kind``).
         rows: Rows that it was run on (rows of a Gemm, output positions of a Conv).
         survivors: ``[S]`` outputs that were undecided after each check, summed over the rows;
-            for a sparse site ``[1]``, the inputs that were not zero.
+            for a sparse site ``[1]``, the inputs that were not zero. Negative: the dense layer ran.
     """
     if site.outputs is None or site.groups is None or site.taps is None:
         raise ValueError(f"site {site.name} has no sizes")
     if site.kind == "sparse":
+        if survivors[0] < 0:
+            return dense_site_flops(site, rows)
         share = site.nonzero[0] if site.nonzero else 1.0
         return 2.0 * survivors[0] * site.outputs * share + rows * site.groups
     if site.test is None:
         raise ValueError(f"site {site.name} has no test")
+    if survivors[0] < 0:  # the dense layer ran
+        return dense_site_flops(site, rows)
+    if site.estimate == "quantized":
+        return rows * site.outputs * (2.0 * site.groups + TEST_COST["bound"](0)) + 2.0 * survivors[0] * site.groups
     cost = TEST_COST[site.test]
     if site.estimate == "low-rank":
         # V x and U (V x) for all, then the survivors whole: the estimate is no part of the result.
@@ -216,6 +221,13 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
     if site.test == "bound":
         spent += 2.0 * rows * site.groups * site.taps
     return spent
+
+
+def int8_macs(site: SiteRecord, rows: int, survivors: Sequence[float]) -> int:
+    """Integer multiply-accumulates of a staged site's estimate."""
+    if site.estimate != "quantized" or survivors[0] < 0:
+        return 0
+    return rows * (site.outputs or 0) * (site.groups or 0)
 
 
 def dense_site_flops(site: SiteRecord, rows: int) -> float:

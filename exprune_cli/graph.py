@@ -28,6 +28,7 @@ class ModelGraph:
         graph: The graphsurgeon graph; nodes may be removed and inserted.
         shapes: Dims by tensor name (see :func:`exprune_cli.shapes.infer_shapes`).
         outputs: Names of the graph's outputs.
+        staged_ops: Staged ops in use, those inside branches included.
         overridable: Initializers that a caller may override (they are graph inputs as well).
     """
 
@@ -57,6 +58,7 @@ class ModelGraph:
         self._symbols = set(_symbols(proto.graph))
         self._new_values: list[onnx.ValueInfoProto] = []
         self._new_constants: dict[str, onnx.TensorProto] = {}
+        self.staged_ops: set[str] = set()
 
     def readers(self, tensor: gs.Tensor) -> int:
         """How many node inputs read a tensor, those in subgraphs included."""
@@ -110,6 +112,10 @@ class ModelGraph:
         """
         known = [size if isinstance(size, int) or size in self._symbols else None for size in shape]
         self._new_values.append(onnx.helper.make_tensor_value_info(name, dtype, known))
+
+    def stage(self, op: str) -> None:
+        """Notes that a node of this staged op goes into the graph or one of its branches."""
+        self.staged_ops.add(op)
 
     def replace(self, old: list[gs.Node], new: list[gs.Node]) -> None:
         """Puts ``new`` where the last of ``old`` stood; the order stays topological."""

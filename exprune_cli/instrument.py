@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from exprune_cli.flops import DOMAIN, counted_tensors
+from exprune_cli.flops import counted_tensors
+from exprune_cli.staged_nodes import DOMAIN, staged_view
 
 #: Inputs that give an operator's output shape by their values, by operator.
 _SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
@@ -81,7 +82,7 @@ def counted_names(graph: onnx.GraphProto) -> tuple[dict[str, tuple[int, ...]], l
     constants = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     constants |= {sparse.values.name: tuple(sparse.dims) for sparse in graph.sparse_initializer}
     # An initializer that is a graph input as well keeps its shape when a caller overrides it.
-    names = dict.fromkeys(name for node in graph.node for name in counted_tensors(node))
+    names = dict.fromkeys(name for node in staged_view(graph.node) for name in counted_tensors(node))
     known = {name: constants[name] for name in names if name in constants}
     return known, [name for name in names if name not in known]
 
@@ -92,7 +93,7 @@ def shapes_need_values(graph: onnx.GraphProto) -> bool:
     Errs on the side of True: for operators of foreign domains and nodes with subgraphs.
     """
     varying = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
-    for node in graph.node:
+    for node in staged_view(graph.node):
         if node.domain == DOMAIN:
             varying.update(node.output)
             continue

@@ -19,9 +19,13 @@ from exprune_cli.model import Model
 from exprune_cli.rules import RULES
 from exprune_cli.rules._linear import LINEAR_OPS, Linear, Reason, follow, read_linear
 from exprune_cli.sites import Refusal, Site
+from exprune_cli.staged_nodes import has_staged
 
 #: The functions' bodies use operators in the form that they have from this version on.
 MIN_OPSET = 11
+
+#: From so many scores on a final layer is taken for a head of which the best classes may be wanted.
+MANY_CLASSES = 256
 
 #: Linear operators that no rule stages, with the code and the reason.
 _OTHER_LINEAR = {
@@ -68,7 +72,7 @@ def match(model: Model, exclude: Sequence[str] = ()) -> Matches:
         UsageError: A pattern of ``exclude`` matches no linear op; the message names near misses.
         ExpruneError: exprune made this model: start from the original.
     """
-    if any(node.domain == "com.exprune" for node in model.proto.graph.node):
+    if has_staged(model.proto.graph.node):
         where = f"{model.path}: " if model.path else ""
         raise ExpruneError(f"{where}exprune optimised this model already: start from the original")
     try:
@@ -116,11 +120,25 @@ def _outcome(graph: ModelGraph, node: gs.Node) -> Site | Refusal:
             return rule.site(graph, found)
         if first is None or first.code == "other-activation":
             first = Refusal(name, node.op, rule.NAME, reason.code, reason.text)
-    if first is not None:
+    if first is not None and first.code != "graph-output":
         return first
     linear = read_linear(graph, node)
     reason = linear if isinstance(linear, Reason) else follow(graph, linear).stop
+    if isinstance(linear, Linear) and reason is not None and reason.code == "graph-output":
+        reason = _returned(follow(graph, linear), reason)
     return Refusal(name, node.op, "", reason.code, reason.text) if reason else Refusal(name, node.op, "", "none", "")
+
+
+def _returned(linear: Linear, reason: Reason) -> Reason:
+    """Why a linear op whose result the model returns stays dense, and what would help a large head."""
+    if linear.conv or linear.outputs < MANY_CLASSES:
+        return reason
+    name = linear.tensor.name
+    text = (
+        f"all {linear.outputs:,} scores '{name}' are returned: with --top-k {name}=1 only the best one is, "
+        f"found from about a fifth of the {linear.outputs * linear.groups * 4 / 1e6:,.0f} MB of weights"
+    )
+    return Reason("scores-returned", text)
 
 
 def _one_per_output(outcomes: list[Site | Refusal]) -> list[Site | Refusal]:

@@ -36,6 +36,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exprune_cli.errors import ExpruneError, UsageError
+from exprune_cli.record import read_record
+from exprune_cli.top_k import as_scores
 
 if TYPE_CHECKING:
     import onnx
@@ -145,6 +147,8 @@ class Scorer:
             UsageError: There is no such metric, or it lacks labels or an original.
         """
         self._names = [value.name for value in proto.graph.output]
+        record = read_record(proto)
+        self._top_k = record.top_k if record else {}
         self._metric: Metric | None = None
         if metric is not None or data.has_labels or baseline:
             self._metric = metric_for(metric, data.has_labels)
@@ -162,8 +166,8 @@ class Scorer:
         """Adds a batch's outputs and the original's, both in the model's order."""
         if self._metric is None:
             return
-        ours = _arrays(self._names, outputs)
-        theirs = None if baseline is None else _arrays(self._names, baseline)
+        ours = as_scores(_arrays(self._names, outputs), self._top_k)
+        theirs = None if baseline is None else as_scores(_arrays(self._names, baseline), self._top_k)
         count, label, where = batch.count, batch.label, batch.where
 
         def score(metric: Metric, values: Outputs) -> np.ndarray:

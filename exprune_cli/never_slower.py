@@ -1,12 +1,9 @@
-"""``--objective latency``: a site is staged only where it is faster.
-
-With a measurement, each staged site is timed against its dense layer on this machine, and at
-last the whole model against the original. Without one, a cost model decides, the same everywhere.
-"""
+"""Never slower: which sites are staged when latency is the objective, measured or expected."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,22 +13,45 @@ from exprune_cli.measure import latency
 from exprune_cli.model import Model
 from exprune_cli.planning.chunks import saved_share
 from exprune_cli.planning.relu import dense
+from exprune_cli.record import SiteRecord
 from exprune_cli.sessions import Feeds
+from exprune_cli.shapes import Dims, infer_shapes
 from exprune_cli.sites import Site, SitePlan
-from exprune_cli.timing import EXPECTED_SHARE, MARGIN, SiteTiming, random_feeds, time_site
+from exprune_cli.timing import (
+    EXPECTED_SHARE,
+    MARGIN,
+    SiteTimer,
+    SiteTiming,
+    input_rank,
+    last_cache_bytes,
+    random_feeds,
+    site_inputs,
+    with_rows,
+)
 
 if TYPE_CHECKING:
     from exprune_cli.data import DataSet
     from exprune_cli.progress import Progress
 
 #: Inputs that sites are timed on.
-_FEEDS = 8
+_FEEDS = 16
+#: Rows that a site is timed at where their number is open.
+ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
+#: Seconds that all sites together are timed for, and the most for one timing.
+_SECONDS, _SITE_SECONDS = 60.0, 0.6
+#: Bytes read per byte of float weights before a quantised head is expected to be faster: 32-bit
+#: weights, 6 to 8-bit codes, a few survivors.
+_EXPECTED_BYTES = 0.5
+#: Weights below this are in the caches, where reading fewer of them saves little.
+_EXPECTED_WEIGHTS = 2**20
+
+Options = Mapping[str, Sequence[SitePlan]]
 
 
 def timing_feeds(model: Model, data: DataSet | None, batch: int, seed: int) -> list[Feeds] | None:
     """Inputs to time on: samples of the data, or random ones; None if none can be made."""
     if data is None or not len(data):
-        return random_feeds(model, batch, seed)
+        return random_feeds(model, batch, seed, _FEEDS)
     feeds = []
     for item in data.take(min(len(data), _FEEDS * batch), seed).batches(batch):
         feeds.append(item.feeds)
@@ -41,38 +61,121 @@ def timing_feeds(model: Model, data: DataSet | None, batch: int, seed: int) -> l
 def keep_faster(
     model: Model,
     sites: Sequence[Site],
-    plans: Mapping[str, SitePlan],
+    options: Options,
     feeds: Sequence[Feeds],
     progress: Progress | None = None,
 ) -> tuple[dict[str, SitePlan], dict[str, SiteTiming]]:
-    """Times every staged site; those that do not win stay dense.
+    """Times every staged form of every site; the fastest one is taken if it wins, else it stays dense.
+
+    Args:
+        model: The original.
+        sites: Its sites.
+        options: Plans by site name, at least one each.
+        feeds: Inputs of the whole model, one run each.
+        progress: Where progress is shown.
 
     Returns:
         The plans, and the timings by site name.
     """
+    shapes = infer_shapes(model.proto)
+    timed = [site for site in sites if any(plan.staged for plan in options[site.name])]
     if progress is not None:
-        progress.stage("timing sites", len(sites))
-    kept, timings = dict(plans), {}
-    for site in sites:
-        if plans[site.name].staged:
-            timing = timings[site.name] = time_site(model, site, plans[site.name], feeds)
-            if timing.speedup < MARGIN:
-                kept[site.name] = dense(
-                    site, f"slower here: {timing.staged_us:.0f} us staged, {timing.dense_us:.0f} us dense"
-                )
+        progress.stage("timing sites", len(timed))
+    weights = sum(site.outputs * site.groups * site.taps * 4 for site in sites)
+    cold = weights > last_cache_bytes() // 2
+    seconds = min(_SITE_SECONDS, _SECONDS / max(1, len(timed)))
+    inputs = site_inputs(model, timed, feeds)
+    kept = {site.name: options[site.name][0] for site in sites}
+    timings: dict[str, SiteTiming] = {}
+    for site in timed:
+        best: SiteTiming | None = None
+        for plan in options[site.name]:
+            if not plan.staged:
+                continue
+            rank = input_rank(site, shapes)
+            timer = SiteTimer(model, site, plan, rank, cold=cold)
+            timing = timer.time(inputs[site.name], seconds)
+            if best is None or timing.speedup > best.speedup:
+                best = timings[site.name] = timing
+                if timing.speedup < MARGIN:
+                    kept[site.name] = dense(
+                        site, f"slower here: {timing.staged_us:.0f} us staged, {timing.dense_us:.0f} us dense"
+                    )
+                else:
+                    kept[site.name] = _for_all_rows(site, plan, timer, inputs[site.name], shapes, seconds)
         if progress is not None:
             progress.advance()
     return kept, timings
 
 
-def keep_expected(sites: Sequence[Site], plans: Mapping[str, SitePlan]) -> dict[str, SitePlan]:
-    """Without a measurement: keeps the sites whose expected saving makes up for skipping's cost."""
-    kept = dict(plans)
+def rows_vary(site: Site, shapes: Mapping[str, Dims]) -> bool:
+    """Whether a Gemm's or MatMul's number of rows is open."""
+    if site.conv:
+        return False
+    shape = shapes.get(site.input)
+    if shape is None:
+        return True
+    return not all(isinstance(size, int) for size in (shape[1:] if site.transposed_input else shape[:-1]))
+
+
+def _for_all_rows(
+    site: Site,
+    plan: SitePlan,
+    timer: SiteTimer,
+    inputs: Sequence[Feeds],
+    shapes: Mapping[str, Dims],
+    seconds: float,
+) -> SitePlan:
+    """A plan that won, made safe for every number of rows that the model may be given."""
+    if not rows_vary(site, shapes):
+        return plan
+    meant = max(1, math.prod(inputs[0]["in_0"].shape) // site.groups)
+    faster = 0
+    for rows in ROWS:
+        if rows != meant:
+            timing = timer.time(with_rows(inputs, rows, site.transposed_input), seconds / 2)
+            if timing.speedup < MARGIN:
+                break
+        faster = rows
+    if faster < meant:
+        return dense(site, f"faster at {meant} rows, but not at {rows}")
+    if can_be_guarded(site, plan):
+        return dataclasses.replace(plan, most_rows=faster)
+    if faster < ROWS[-1]:
+        return dense(site, f"faster up to {faster} rows only, and the number of rows is open")
+    return plan
+
+
+def can_be_guarded(site: Site, plan: SitePlan) -> bool:
+    """Whether the dense layer can stand beside the staged one without a second copy of the weights."""
+    return not site.transposed_input and (site.kind == "sparse" or plan.estimate == "quantized")
+
+
+def keep_expected(sites: Sequence[Site], options: Options, shapes: Mapping[str, Dims]) -> dict[str, SitePlan]:
+    """Without a measurement: keeps the forms whose expected saving makes up for skipping's cost."""
+    kept = {}
     for site in sites:
-        plan = plans[site.name]
-        if plan.staged and expected_saving(site, plan) < EXPECTED_SHARE:
-            kept[site.name] = dense(site, "not expected to be faster (nothing was measured)")
+        kept[site.name] = options[site.name][0]
+        if not any(plan.staged for plan in options[site.name]):
+            continue
+        kept[site.name] = dense(site, "not expected to be faster (nothing was measured)")
+        for plan in options[site.name]:
+            if plan.staged and expected_faster(site, plan):
+                guard = rows_vary(site, shapes) and can_be_guarded(site, plan)
+                kept[site.name] = dataclasses.replace(plan, most_rows=1) if guard else plan
+                break
     return kept
+
+
+def expected_faster(site: Site, plan: SitePlan) -> bool:
+    """Whether a plan is expected to be faster on any machine, by the bytes or the FLOPs it saves."""
+    if plan.estimate != "quantized":
+        return expected_saving(site, plan) >= EXPECTED_SHARE
+    if site.outputs * site.groups < _EXPECTED_WEIGHTS:
+        return False
+    if plan.pruned is None:  # a head's winners stand out; how many zeros a ReLU makes is not known
+        return site.kind in ("argmax", "top_k")
+    return 0.25 + (1 - plan.pruned[0]) <= _EXPECTED_BYTES
 
 
 def expected_saving(site: Site, plan: SitePlan) -> float:
@@ -91,7 +194,7 @@ def is_faster(model: Model, proto: onnx.ModelProto, feeds: Sequence[Feeds]) -> f
     return times.speedup
 
 
-def with_timing(record, timings: Mapping[str, SiteTiming]):
+def with_timing(record: SiteRecord, timings: Mapping[str, SiteTiming]) -> SiteRecord:
     """A site's record with its timing, if it has one."""
     timing = timings.get(record.name)
     if timing is None:

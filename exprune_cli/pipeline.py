@@ -16,14 +16,17 @@ from exprune_cli.measure import Baseline
 from exprune_cli.model import Model
 from exprune_cli.planning.allocation import LEVELS, OFFERS, allocate, rows_per_sample, saved_flops, walk_levels
 from exprune_cli.planning.planner import BUDGETS, plan
+from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.planning.relu import dense
 from exprune_cli.record import Record, SiteRecord, write_record
-from exprune_cli.rewrite import refusal_records, rewrite
+from exprune_cli.rewrite import own, refusal_records, rewrite
 from exprune_cli.search import Gate, evaluate, search
 from exprune_cli.sensitivity import measure_sensitivity
 from exprune_cli.sessions import Feeds
-from exprune_cli.sites import TESTS, Calibration, SitePlan
+from exprune_cli.shapes import infer_shapes
+from exprune_cli.sites import TESTS, Calibration, Site, SitePlan
 from exprune_cli.timing import SiteTiming
+from exprune_cli.top_k import parse_top_k, with_top_k
 from exprune_cli.verify import verify
 
 if TYPE_CHECKING:
@@ -73,7 +76,8 @@ class _Job:
     progress: Progress | None
     probe: DataSet | None = None
     feeds: Sequence[Feeds] | None = None
-    cost_model: bool = False
+    latency: bool = False
+    settled: dict[str, SitePlan] = field(default_factory=dict)
     timings: dict[str, SiteTiming] = field(default_factory=dict)
 
 
@@ -106,7 +110,7 @@ def optimize_model(
         confidence: Asks for a certificate at this level.
         metric: See :mod:`exprune_cli.metrics`.
         exclude: Glob patterns of sites to leave dense.
-        top_k: ``OUTPUT=K``; reserved.
+        top_k: ``OUTPUT=K``: returns the K best of an output's values instead of all.
         batch: Batch size that the model is meant for; the model's own or 1.
         measure: Whether ``latency`` may time sites on this machine.
         seed: Of every random choice.
@@ -119,8 +123,8 @@ def optimize_model(
     """
     if test != "auto" and test not in TESTS:
         raise UsageError(f"there is no test {test!r}: choose one of auto, {', '.join(TESTS)}")
-    if top_k:
-        raise UsageError("--top-k is not available in this version")
+    wanted = parse_top_k(top_k)
+    model = with_top_k(model, wanted)
     if confidence is not None and data is None:
         raise UsageError("--confidence needs --data: a certificate comes from samples")
     matches = match(model, exclude)
@@ -130,9 +134,8 @@ def optimize_model(
         probe, held_out = _apart(data, held_out, seed)
     job = _Job(model, matches, calibration, held_out, progress, probe)
     if objective == "latency" and matches.sites:
-        job.cost_model = not measure
+        job.latency = True
         job.feeds = never_slower.timing_feeds(model, probe or data, batch or 1, seed) if measure else None
-        job.cost_model |= job.feeds is None
     record = Record(
         tool=f"exprune {__version__}",
         source_sha256=model.sha256,
@@ -141,9 +144,10 @@ def optimize_model(
         sites=[],
         batch=batch or 1,
         calibration=calibration.data_digest if calibration else None,
+        top_k=wanted,
     )
     if record.test in LOSSY and matches.sites:
-        plans = _lossy(job, record, max_drop, Gate(DEFAULT_MAX_DROP if max_drop is None else max_drop, confidence, metric))
+        plans = _lossy(job, record, max_drop, Gate(DEFAULT_MAX_DROP if max_drop is None else max_drop, confidence, metric, wanted))
     else:
         plans = _faster(job, _plans(job, record.test)[0])
     proto, sites = _finish(job, plans, record)
@@ -219,10 +223,10 @@ def _knob(job: _Job, test: str) -> list[dict[str, SitePlan]]:
     sites, calibration = job.matches.sites, job.calibration
     priced = test == "calibrated" and job.probe is not None and calibration is not None
     steps = plan(sites, calibration, test, OFFERS if priced else BUDGETS, _stage(job.progress, "planning", len(sites)))
-    # Sites that do not win at the boldest step cannot win at a more careful one.
+    # Where the boldest step does not win, or not against a lossless form, a more careful one cannot.
     boldest = _faster(job, steps[-1])
-    never = {name for name, p in boldest.items() if steps[-1][name].staged and not p.staged}
-    steps = [{name: boldest[name] if name in never else p for name, p in step.items()} for step in steps]
+    job.settled = {name: p for name, p in boldest.items() if p.estimate != steps[-1][name].estimate or not p.staged}
+    steps = [{**step, **job.settled} for step in steps]
     if not priced:
         return steps
     assert job.probe is not None and calibration is not None
@@ -238,7 +242,7 @@ def _knob(job: _Job, test: str) -> list[dict[str, SitePlan]]:
             timing = job.timings.get(site.name)
             if saved > 0 and timing is not None:
                 worth[site.name] = max(timing.dense_us - timing.staged_us, 0.0) / saved
-    return allocate(sites, calibration, steps, sensitivity, worth=worth)
+    return [{**step, **job.settled} for step in allocate(sites, calibration, steps, sensitivity, worth=worth)]
 
 
 def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Mapping[str, SitePlan]:
@@ -297,14 +301,29 @@ def _certificate(gate: Gate, metric: object, p_value: float, held_out: DataSet) 
 
 
 def _faster(job: _Job, plans: Mapping[str, SitePlan]) -> Mapping[str, SitePlan]:
-    """Under ``latency``: only the sites that are faster. Under ``flops``: all."""
-    if job.cost_model:
-        return never_slower.keep_expected(job.matches.sites, plans)
-    if job.feeds is None:
+    """Under ``latency``: only what is faster, lossless forms among it. Under ``flops``: all."""
+    if not job.latency:
         return plans
-    kept, timings = never_slower.keep_faster(job.model, job.matches.sites, plans, job.feeds, job.progress)
+    sites = [site for site in job.matches.sites if site.name not in job.settled]
+    options = {site.name: _options(job, site, plans[site.name]) for site in sites}
+    if job.feeds is None:
+        return {**plans, **never_slower.keep_expected(sites, options, infer_shapes(job.model.proto))}
+    kept, timings = never_slower.keep_faster(job.model, sites, options, job.feeds, job.progress)
     job.timings.update(timings)
-    return kept
+    return {**plans, **kept}
+
+
+def _options(job: _Job, site: Site, chosen: SitePlan) -> list[SitePlan]:
+    """The forms of a site to choose from by their speed.
+
+    A lossless prefix is none of them where there is a quantised form: it decides next to nothing
+    before most of the sum is known.
+    """
+    statistics = job.calibration.sites.get(site.name) if job.calibration else None
+    quantized = plan_quantized(site, statistics)
+    if quantized is None:
+        return [chosen]
+    return [quantized] if chosen.test == "bound" or not chosen.staged else [chosen, quantized]
 
 
 def _finish(job: _Job, plans: Mapping[str, SitePlan], record: Record) -> tuple[onnx.ModelProto, list[SiteRecord]]:
@@ -319,7 +338,8 @@ def _finish(job: _Job, plans: Mapping[str, SitePlan], record: Record) -> tuple[o
     records = [never_slower.with_timing(r, job.timings) for r in records] + refusal_records(job.matches.refusals)
     position = {n.name or next(iter(n.output), ""): i for i, n in enumerate(model.proto.graph.node)}
     record.sites = sorted(records, key=lambda site: position.get(site.name, len(position)))
-    if proto is not model.proto:
+    if proto is not model.proto or record.top_k:
+        proto = own(proto, model)
         write_record(proto, record)
         verify(model, proto)
     return proto, records

@@ -87,6 +87,7 @@ class Record:
         quality: The verified drop: ``metric``, ``baseline``, ``optimized``, ``drop``,
             ``agreement``, ``samples``; None where nothing was verified.
         certificate: See the interface contract; None without one.
+        top_k: Outputs that gave way to their K best, see :mod:`exprune_cli.top_k`.
     """
 
     tool: str
@@ -98,6 +99,7 @@ class Record:
     calibration: str | None = None
     quality: dict[str, object] | None = None
     certificate: dict[str, object] | None = None
+    top_k: dict[str, int] = field(default_factory=dict)
 
 
 def write_record(proto: onnx.ModelProto, record: Record) -> None:

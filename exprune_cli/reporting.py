@@ -16,6 +16,7 @@ from exprune_cli.errors import ExpruneError
 from exprune_cli.instrument import inline_functions
 from exprune_cli.record import Record, SiteRecord, read_record
 from exprune_cli.sessions import runtime_kind
+from exprune_cli.staged_nodes import staged_view
 from exprune_cli.static import static_shapes, zero_feeds
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ def _outputs_by_name(proto: onnx.ModelProto) -> dict[str, str]:
 def _add_expected(report: Report, proto: onnx.ModelProto, staged: Mapping[str, SiteRecord]) -> None:
     counts = static_counts(proto, staged)
     outputs = _outputs_by_name(proto)
-    dense_total, saved = counts.total, 0.0
+    dense_total, saved, integer = counts.total, 0.0, counts.int8_macs
     rows = dict(zip(staged, counts.rows, strict=True))
     for site in report.sites:
         entry = staged.get(site.name)
@@ -276,11 +277,13 @@ def _add_expected(report: Report, proto: onnx.ModelProto, staged: Mapping[str, S
             dense_total, report.totals.flops_dense = None, dense_total
             continue
         tested = site_rows * ((entry.groups if entry.kind == "sparse" else entry.outputs) or 0)
-        site.flops = flops.spent_flops(entry, site_rows, [(1 - share) * tested for share in entry.pruned])
+        survivors = [(1 - share) * tested for share in entry.pruned]
+        site.flops = flops.spent_flops(entry, site_rows, survivors)
+        integer = None if integer is None else integer + flops.int8_macs(entry, site_rows, survivors)
         saved += site.flops_dense - site.flops
     report.totals.flops_dense = counts.total
     report.totals.flops = None if dense_total is None else dense_total - saved
-    report.totals.int8_macs = counts.int8_macs
+    report.totals.int8_macs = integer
 
 
 def static_counts(proto: onnx.ModelProto, staged: Mapping[str, SiteRecord], batch: int = 1) -> Counts:
@@ -290,8 +293,8 @@ def static_counts(proto: onnx.ModelProto, staged: Mapping[str, SiteRecord], batc
     if its inputs leave no other size open.
     """
     whole = inline_functions(proto)
-    staged_of = staged_nodes(proto, staged.values())
-    counts = count_flops(whole.graph.node, static_shapes(whole, batch), staged_of, weight_shares(whole.graph))
+    nodes, staged_of = staged_view(whole.graph.node), staged_nodes(proto, staged.values())
+    counts = count_flops(nodes, static_shapes(whole, batch), staged_of, weight_shares(whole.graph))
     if counts.total is not None:
         return counts
     zeros = zero_feeds(proto, batch)

@@ -11,8 +11,8 @@ from exprune_cli.graph import ModelGraph
 from exprune_cli.model import Model
 from exprune_cli.record import SiteRecord
 from exprune_cli.rules import RULES
-from exprune_cli.rules._stage import DOMAIN
 from exprune_cli.sites import Refusal, Site, SitePlan
+from exprune_cli.staged_nodes import DOMAIN
 
 
 def rewrite(
@@ -36,8 +36,8 @@ def rewrite(
         graph = ModelGraph(model)
         for site in staged:
             names[site.name] = rules[site.rule].rewrite(graph, site, plans[site.name])
-        used = {node.op for node in graph.graph.nodes if node.domain == DOMAIN}
-        proto = graph.graft([function_proto(op, model.opset) for op in sorted(used)], DOMAIN)
+        functions = [function_proto(op, model.opset) for op in sorted(graph.staged_ops)]
+        proto = graph.graft(functions, DOMAIN)
     return proto, [_record(site, plans[site.name], names.get(site.name)) for site in sites]
 
 
@@ -60,6 +60,8 @@ def refusal_records(refusals: Sequence[Refusal]) -> list[SiteRecord]:
 def _record(site: Site, plan: SitePlan, names: tuple[str, str] | None) -> SiteRecord:
     node, survivors = names or (None, None)
     parameters = {"lost_energy": plan.lost_energy} if plan.staged and plan.lost_energy else {}
+    if plan.most_rows is not None:
+        parameters["most_rows"] = plan.most_rows
     if plan.estimate == "low-rank":
         parameters["rank"] = float(plan.parameters["V"].shape[0])
     if plan.z is not None:

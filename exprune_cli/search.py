@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,11 +37,13 @@ class Gate:
         max_drop: Largest allowed drop of the metric.
         confidence: Level of the certificate; None to verify only.
         metric: See :mod:`exprune_cli.metrics`.
+        top_k: Outputs of the model that are top-K values and indices.
     """
 
     max_drop: float
     confidence: float | None
     metric: str | None
+    top_k: Mapping[str, int] = field(default_factory=dict)
 
     def holds(self, drop: Drop) -> bool:
         """Whether a measured drop passes."""
@@ -150,7 +152,7 @@ def evaluate(
     """
     proto, records = rewrite(model, sites, plans)
     proto = own(proto, model)
-    write_record(proto, Record("exprune", model.sha256, "flops", "", records))
+    write_record(proto, Record("exprune", model.sha256, "flops", "", records, top_k=dict(gate.top_k)))
     result = measure(proto, samples, baseline=baseline, metric=gate.metric, progress=progress)
     before, after = result.scores_baseline, result.scores_optimized
     if before is None or after is None:

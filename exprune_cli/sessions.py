@@ -25,9 +25,9 @@ _QUIET = 4
 
 def runtime_kind(proto: onnx.ModelProto, use_runtime: bool = True) -> str | None:
     """How a model's staged nodes run: ``native``, ``function``, or None if there are none."""
-    from exprune_cli.flops import DOMAIN
+    from exprune_cli.staged_nodes import has_staged
 
-    if not any(node.domain == DOMAIN for node in proto.graph.node):
+    if not has_staged(proto.graph.node):
         return None
     return "native" if use_runtime and _runtime_available() else "function"
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-#: How a site's result is used: ``relu`` zeroes it below 0, ``argmax`` keeps one index,
+#: How a site's result is used: ``relu`` zeroes it below 0, ``argmax`` keeps one index, ``top_k`` k scores,
 #: ``sparse`` is a linear op whose *input* is full of a ReLU's zeros.
-KINDS = ("relu", "argmax", "sparse")
+KINDS = ("relu", "argmax", "top_k", "sparse")
 
 #: The tests of the command line, in the order of ``--test``.
 TESTS = ("bound", "stats", "threshold", "calibrated")
@@ -68,8 +68,8 @@ class Site:
         kind: One of :data:`KINDS`.
         input: Name of the linear op's data input ``X``: ``[..., G]`` for a Gemm or MatMul,
             ``[batch, G, *spatial]`` for a Conv.
-        output: Name of the tensor that the site computes: the ReLU's output, the index, or the
-            linear op's result for a sparse site.
+        output: Name of the tensor that the site computes: the ReLU's output, the index or indices,
+            or the linear op's result for a sparse site.
         outputs: ``N``.
         groups: ``G``.
         bias: ``[N]`` float32.
@@ -83,6 +83,8 @@ class Site:
         transposed_input: ``X`` is ``[G, M]`` (a Gemm with transA); its rows are its columns.
         keepdims: For ArgMax: whether the class axis stays with size 1.
         select_last_index: For ArgMax: the last of equal maxima wins.
+        k: For TopK: how many classes are wanted.
+        values: For TopK: name of the tensor of their scores.
         nodes: Names (first outputs) of all nodes that the staged node replaces.
     """
 
@@ -104,6 +106,8 @@ class Site:
     transposed_input: bool = False
     keepdims: bool = False
     select_last_index: bool = False
+    k: int = 1
+    values: str | None = None
     nodes: tuple[str, ...] = ()
 
     @property
@@ -187,7 +191,7 @@ class SitePlan:
         site: Name of the site.
         staged: Whether it is staged.
         reason: Why it stays dense, or what was chosen, in one sentence.
-        estimate: ``prefix``, or None (sparse sites and dense ones).
+        estimate: ``prefix``, ``quantized``, or None (sparse sites and dense ones).
         test: ``bound``, ``stats``, ``threshold``, ``calibrated``, ``zero`` (sparse), or None.
         order: ``[G]`` int64: position p of the reduction holds group ``order[p]``.
         ends: Cumulative group counts of the chunks; the last is ``G``.
@@ -195,6 +199,8 @@ class SitePlan:
         z: For ``stats``: the quantile that the test statistic is compared with.
         pruned: Expected share of outputs decided at or before each check, ``[S]``; None unknown.
         lost_energy: Expected share of the site's energy (sum of squared outputs) that is lost.
+        most_rows: With more rows than this the site is slower than dense, and an If takes the dense
+            layer; None: never.
         saved: Expected share of the site's dense FLOPs that is saved, where it does not follow from
             ``ends`` and ``pruned``.
         nonzero: Share of each chunk's weights that are not zero, where the site was statically pruned.
@@ -211,5 +217,6 @@ class SitePlan:
     z: float | None = None
     pruned: tuple[float, ...] | None = None
     lost_energy: float = 0.0
+    most_rows: int | None = None
     saved: float | None = None
     nonzero: tuple[float, ...] = ()

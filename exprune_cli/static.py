@@ -7,9 +7,10 @@ import math
 import numpy as np
 import onnx
 
-from exprune_cli.flops import DOMAIN, ShapeOf
+from exprune_cli.flops import ShapeOf
 from exprune_cli.model import model_inputs
 from exprune_cli.shapes import infer_shapes
+from exprune_cli.staged_nodes import DOMAIN, staged_view, weight_input
 
 #: Initializers up to this many elements keep their values: shapes are computed from such ones.
 _KEEP_ELEMENTS = 256
@@ -84,7 +85,7 @@ def _light_copy(proto: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     for sparse in source.sparse_initializer:
         _declare(graph, sparse.values.name, sparse.values.data_type, list(sparse.dims))
     weights = {tensor.name: list(tensor.dims) for tensor in source.initializer}
-    for node in source.node:
+    for node in staged_view(source.node):
         if node.domain == DOMAIN:
             _add_dense(graph, node, weights)
         else:
@@ -104,9 +105,15 @@ def _add_dense(graph: onnx.GraphProto, node: onnx.NodeProto, weights: dict[str, 
     if node.op_type == "SparseGemm":
         graph.node.append(onnx.helper.make_node("MatMul", [data, node.input[1]], [output]))
         return
-    head, tail = weights.get(node.input[3]), weights.get(node.input[4])
-    if head is None or tail is None:
-        return
+    if node.op_type.startswith("Quantized"):
+        whole = weights.get(node.input[weight_input(node)])
+        if whole is None:
+            return
+        head, tail = whole, [whole[0], 0]
+    else:
+        head, tail = weights.get(node.input[3], []), weights.get(node.input[4], [])
+        if not head or not tail:
+            return
     weight = f"{output}/dense weight"
     if "Conv" in node.op_type:
         _declare(graph, weight, onnx.TensorProto.FLOAT, [head[0], head[1] + tail[1], *head[2:]])
@@ -115,10 +122,14 @@ def _add_dense(graph: onnx.GraphProto, node: onnx.NodeProto, weights: dict[str, 
         graph.node.append(conv)
         return
     _declare(graph, weight, onnx.TensorProto.FLOAT, [head[1] + tail[1], head[0]])
+    scores = f"{output}/dense scores"
+    if "TopK" in node.op_type:
+        graph.node.append(onnx.helper.make_node("MatMul", [data, weight], [scores]))
+        graph.node.append(onnx.helper.make_node("TopK", [scores, node.input[7]], node.output[:2]))
+        return
     if "ArgMax" not in node.op_type:
         graph.node.append(onnx.helper.make_node("MatMul", [data, weight], [output]))
         return
-    scores = f"{output}/dense scores"
     keepdims = kept["keepdims"].i if "keepdims" in kept else 0
     graph.node.append(onnx.helper.make_node("MatMul", [data, weight], [scores]))
     graph.node.append(onnx.helper.make_node("ArgMax", [scores], [output], axis=-1, keepdims=keepdims))

@@ -1,34 +1,38 @@
 """Is a staged site faster than its dense layer, here and on these inputs? Timed in turn.
 
 A site is timed alone: its dense layer as ONNX Runtime would fuse it, against its staged node, on
-what the original model computes for the given inputs. Whole-model effects (layouts, threads) are
-the caller's to check on the whole model.
+what the original model computes for the given inputs. Where the model does not fit the caches its
+weights are cold whenever a site runs, so they are made cold before every timed run. Whole-model
+effects (layouts, threads) are the caller's to check on the whole model.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from exprune_cli.dense_layer import end_nodes, linear_nodes, result_types
 from exprune_cli.instrument import with_outputs
-from exprune_cli.measure import latency
 from exprune_cli.model import Model, load, model_inputs
 from exprune_cli.rewrite import rewrite
 from exprune_cli.sessions import Feeds, open_session, run
-from exprune_cli.shapes import infer_shapes
+from exprune_cli.shapes import Dims
 from exprune_cli.sites import Site, SitePlan
 
 #: A site is staged only if it wins by more than this: the noise of a paired median.
 MARGIN = 1.03
-_SECONDS = 1.0
 #: Without a measurement: the share of FLOPs that must be saved before a site is expected to be
 #: faster. Skipping single outputs costs a Conv and a batched Gemm more than it saves below this.
 EXPECTED_SHARE = 0.65
+_PAIRS = (7, 60)  # least and most
+_LAST_CACHE = 32 * 2**20  # bytes, where the system does not tell
 
 
 @dataclass(frozen=True)
@@ -40,47 +44,103 @@ class SiteTiming:
     speedup: float
 
 
-def time_site(model: Model, site: Site, plan: SitePlan, feeds: Sequence[Feeds], threads: int = 1) -> SiteTiming:
-    """Times one site, dense against staged.
+def last_cache_bytes() -> int:
+    """Size of the processor's largest cache."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        unit = {"K": 2**10, "M": 2**20}.get(text[-1:], 1)
+        digits = text.rstrip("KM")
+        if digits.isdigit():
+            sizes.append(int(digits) * unit)
+    return max(sizes, default=_LAST_CACHE)
+
+
+class SiteTimer:
+    """One site, dense against staged.
 
     Args:
         model: The original model.
         site: One of its sites.
         plan: How it would be staged.
-        feeds: Inputs of the whole model, one run each.
+        rank: Rank of the site's input.
+        cold: Whether weights are out of the caches before each run.
         threads: Threads inside an operator.
     """
-    inputs = _site_inputs(model, site, feeds)
-    dense = load(site_model(model, site))
-    alone = dataclasses.replace(
-        site,
-        name="site",
-        input="in_0",
-        offset="in_1" if site.offset else None,
-        output="out",
-        nodes=tuple(node.output[0] for node in dense.proto.graph.node),
-    )
-    staged, _ = rewrite(dense, [alone], {"site": dataclasses.replace(plan, site="site")})
-    times = latency(dense.proto, staged, inputs, threads, rounds=3, min_runs=30, max_seconds=_SECONDS)
-    assert times.dense_ms is not None and times.speedup is not None
-    return SiteTiming(times.dense_ms * 1e3, times.ms * 1e3, times.speedup)
+
+    def __init__(
+        self, model: Model, site: Site, plan: SitePlan, rank: int, *, cold: bool, threads: int = 1
+    ) -> None:
+        dense = load(site_model(model, site, rank))
+        alone = dataclasses.replace(
+            site,
+            name="site",
+            input="in_0",
+            offset="in_1" if site.offset else None,
+            output="out",
+            values="values" if site.kind == "top_k" else None,
+            nodes=tuple(node.output[0] for node in dense.proto.graph.node),
+        )
+        staged, _ = rewrite(dense, [alone], {"site": dataclasses.replace(plan, site="site", most_rows=None)})
+        self._sessions = [open_session(dense.proto, threads=threads), open_session(staged, threads=threads)]
+        self._other = np.ones(last_cache_bytes() // 2, np.float32) if cold else None
+
+    def time(self, inputs: Sequence[Feeds], seconds: float) -> SiteTiming:
+        """Times the two in turn on ``inputs`` for about so many seconds."""
+        times: tuple[list[float], list[float]] = ([], [])
+        for session in self._sessions:
+            run(session, inputs[0], "timing")
+        start = time.perf_counter()
+        for turn in range(_PAIRS[1]):
+            for side in (0, 1) if turn % 2 == 0 else (1, 0):
+                if self._other is not None:
+                    self._other.max()
+                begin = time.perf_counter()
+                self._sessions[side].run(None, inputs[turn % len(inputs)])
+                times[side].append(time.perf_counter() - begin)
+            if turn + 1 >= _PAIRS[0] and time.perf_counter() - start > seconds:
+                break
+        dense, staged = (np.array(values) for values in times)
+        return SiteTiming(
+            float(np.median(dense)) * 1e6, float(np.median(staged)) * 1e6, float(np.median(dense / staged))
+        )
 
 
-def _site_inputs(model: Model, site: Site, feeds: Sequence[Feeds]) -> list[Feeds]:
-    """What the site reads for each run of the model."""
+def site_inputs(model: Model, sites: Sequence[Site], feeds: Sequence[Feeds]) -> dict[str, list[Feeds]]:
+    """What every site reads in each run of the model: ``in_0`` and, for an offset, ``in_1``."""
     fed = {value.name for value in model_inputs(model.proto)}
-    names = [site.input, *([site.offset] if site.offset else [])]
-    inside = [name for name in names if name not in fed]
+    wanted = {site.name: [site.input, *([site.offset] if site.offset else [])] for site in sites}
+    inside = [name for name in dict.fromkeys(n for names in wanted.values() for n in names) if name not in fed]
     session = open_session(model.proto, addition=with_outputs(model.proto, inside, TensorProto.FLOAT)) if inside else None
-    result: list[Feeds] = []
+    result: dict[str, list[Feeds]] = {site.name: [] for site in sites}
     for feed in feeds:
-        values = dict(zip(inside, run(session, feed, "timing", inside), strict=True)) if session else {}
-        values |= {name: feed[name] for name in names if name in fed}
-        result.append({f"in_{i}": values[name] for i, name in enumerate(names)})
+        values: Mapping[str, np.ndarray] = feed
+        if session is not None:
+            values = {**feed, **dict(zip(inside, run(session, feed, "timing", inside), strict=True))}
+        for name, names in wanted.items():
+            result[name].append({f"in_{i}": values[tensor] for i, tensor in enumerate(names)})
     return result
 
 
-def site_model(model: Model, site: Site) -> onnx.ModelProto:
+def with_rows(inputs: Sequence[Feeds], rows: int, transposed: bool) -> list[Feeds]:
+    """Inputs of ``rows`` rows each, cut from all rows of ``inputs``; repeated where they are too few."""
+    stacks = {}
+    for name in inputs[0]:
+        parts = [np.atleast_2d(feed[name].T if transposed else feed[name]) for feed in inputs]
+        stacks[name] = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
+    rank = np.ndim(inputs[0]["in_0"])
+    total = len(stacks["in_0"])
+    result = []
+    for start in range(max(1, min(total // rows, 8))):
+        feed = {}
+        for name, stack in stacks.items():
+            cut = stack[np.arange(start * rows, (start + 1) * rows) % total]
+            feed[name] = cut.T if transposed else cut.reshape((1,) * (rank - 2) + cut.shape)
+        result.append(feed)
+    return result
+
+
+def site_model(model: Model, site: Site, rank: int) -> onnx.ModelProto:
     """A model of the dense layer alone, everything folded; inputs ``in_0`` and, for an offset, ``in_1``."""
     weight, nodes = site.load_weight(), []
     initializers = [numpy_helper.from_array(site.bias.astype(np.float32), "bias")]
@@ -89,51 +149,36 @@ def site_model(model: Model, site: Site) -> onnx.ModelProto:
         attributes = {k: list(getattr(site.conv, k)) for k in ("strides", "dilations", "pads")}
         initializers.append(numpy_helper.from_array(weight.reshape(shape), "W"))
         nodes.append(helper.make_node("Conv", ["in_0", "W", "bias"], ["linear"], name="site", **attributes))
-        rank = 2 + len(site.conv.kernel)
     else:
-        rank = _rank(model, site)
         initializers.append(numpy_helper.from_array(np.ascontiguousarray(weight[:, :, 0].T), "W"))
-        if rank == 2:
-            trans = int(site.transposed_input)
-            nodes.append(helper.make_node("Gemm", ["in_0", "W", "bias"], ["linear"], name="site", transA=trans))
-        else:
-            nodes.append(helper.make_node("MatMul", ["in_0", "W"], ["product"], name="site"))
-            nodes.append(helper.make_node("Add", ["product", "bias"], ["linear"]))
-    symbols = [f"d{i}" for i in range(rank)]
-    inputs = [helper.make_tensor_value_info("in_0", TensorProto.FLOAT, symbols)]
+        nodes += linear_nodes(site, "in_0", "W", "bias", "linear", rank=rank, outputs_first=False)
+        if site.transposed_input:
+            nodes[0].attribute.append(helper.make_attribute("transA", 1))
+    inputs = [helper.make_tensor_value_info("in_0", TensorProto.FLOAT, [f"d{i}" for i in range(rank)])]
     last = "linear"
     if site.offset:
         inputs.append(helper.make_tensor_value_info("in_1", TensorProto.FLOAT, [f"o{i}" for i in range(rank)]))
         nodes.append(helper.make_node("Add", ["linear", "in_1"], ["sum"]))
         last = "sum"
-    nodes += _end(site, last, initializers)
-    kind = TensorProto.INT64 if site.kind == "argmax" else TensorProto.FLOAT
+    names = ["values", "out"] if site.kind == "top_k" else ["out"]
+    nodes += end_nodes(site, last, names)
     out_rank = rank - 1 if site.kind == "argmax" and not site.keepdims else rank
-    output = helper.make_tensor_value_info("out", kind, [f"r{i}" for i in range(out_rank)])
-    graph = helper.make_graph(nodes, "site", inputs, [output], initializers)
+    outputs = [
+        helper.make_tensor_value_info(name, dtype, [f"{name}{i}" for i in range(out_rank)])
+        for name, dtype in zip(names, result_types(site), strict=True)
+    ]
+    graph = helper.make_graph(nodes, "site", inputs, outputs, initializers)
     return helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", model.opset)], ir_version=max(8, model.proto.ir_version)
     )
 
 
-def _rank(model: Model, site: Site) -> int:
-    shape = infer_shapes(model.proto).get(site.input)
+def input_rank(site: Site, shapes: Mapping[str, Dims]) -> int:
+    """Rank of a site's input; 2 where a Gemm's or MatMul's is unknown."""
+    if site.conv:
+        return 2 + len(site.conv.kernel)
+    shape = shapes.get(site.input)
     return 2 if shape is None else max(2, len(shape))
-
-
-def _end(site: Site, last: str, initializers: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
-    if site.kind == "sparse":
-        return [helper.make_node("Identity", [last], ["out"])]
-    if site.kind == "argmax":
-        attributes: dict[str, int] = {"axis": -1, "keepdims": int(site.keepdims)}
-        if site.select_last_index:
-            attributes["select_last_index"] = 1
-        return [helper.make_node("ArgMax", [last], ["out"], **attributes)]
-    if np.isinf(site.max):
-        return [helper.make_node("Relu", [last], ["out"])]
-    initializers.append(numpy_helper.from_array(np.float32(0), "zero"))
-    initializers.append(numpy_helper.from_array(np.float32(site.max), "max"))
-    return [helper.make_node("Clip", [last, "zero", "max"], ["out"])]
 
 
 def random_feeds(model: Model, batch: int, seed: int, count: int = 4) -> list[Feeds] | None:

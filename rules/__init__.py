@@ -15,6 +15,6 @@ To add one: write the module, put it into :data:`RULES`.
 
 from __future__ import annotations
 
-from exprune_cli.rules import argmax_gemm, relu_conv, relu_gemm, sparse_gemm
+from exprune_cli.rules import argmax_gemm, relu_conv, relu_gemm, sparse_gemm, top_k_gemm
 
-RULES = (relu_conv, relu_gemm, argmax_gemm, sparse_gemm)
+RULES = (relu_conv, relu_gemm, argmax_gemm, top_k_gemm, sparse_gemm)

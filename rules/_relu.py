@@ -22,6 +22,7 @@ from exprune_cli.rules._stage import (
     OP_SUFFIX,
     chunk_inputs,
     insert,
+    quantized_inputs,
     relu_inputs,
     relu_test_names,
     test_inputs,
@@ -101,6 +102,9 @@ def relu_site(graph: ModelGraph, linear: Linear, rule: str) -> Site:
 
 def rewrite_relu(graph: ModelGraph, site: Site, plan: SitePlan, family: str) -> tuple[str, str]:
     """Replaces the site's nodes by one staged node of ``family`` (``PrefixGemm``, ``PrefixConv``)."""
+    if plan.estimate == "quantized":
+        inputs = [*quantized_inputs(graph, site, plan), *relu_inputs(graph, site)]
+        return insert(graph, site, plan, "QuantizedGemmBound", inputs, {})
     suffix = OP_SUFFIX[plan.test or ""]
     attributes: dict[str, object] = {}
     if suffix == "Stats":
@@ -110,4 +114,4 @@ def rewrite_relu(graph: ModelGraph, site: Site, plan: SitePlan, family: str) -> 
             attributes[key] = list(getattr(site.conv, key))
     inputs = [gs.Variable(site.input), *chunk_inputs(graph, site, plan), *relu_inputs(graph, site)]
     inputs += test_inputs(graph, site, plan, relu_test_names(plan))
-    return insert(graph, site, family + suffix, inputs, attributes)
+    return insert(graph, site, plan, family + suffix, inputs, attributes)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
+from exprune_cli.dense_layer import result_types
 from exprune_cli.graph import ModelGraph
+from exprune_cli.rules._guard import guarded
 from exprune_cli.sites import Site, SitePlan
-
-DOMAIN = "com.exprune"
+from exprune_cli.staged_nodes import DOMAIN
 
 #: Suffix of the op's name by test. ``calibrated`` compares with per-output limits as
 #: ``threshold`` does: to the runtime they are one.
@@ -56,20 +56,44 @@ def relu_test_names(plan: SitePlan) -> tuple[str, ...]:
     return {"Threshold": ("scale", "limit"), "Bound": ("radius", "slack"), "Stats": ()}[OP_SUFFIX[plan.test or ""]]
 
 
+def quantized_inputs(graph: ModelGraph, site: Site, plan: SitePlan) -> list[gs.Tensor]:
+    """``X``, ``codes``, ``scale``, ``error``, ``norm``, ``W`` ``[N, G]``, ``bias``."""
+    prefix = f"{site.name}/"
+    arrays = [graph.constant(prefix + name, plan.parameters[name]) for name in ("codes", "scale", "error", "norm")]
+    weight = site.load_weight()[:, :, 0]
+    return [
+        gs.Variable(site.input),
+        *arrays,
+        graph.constant(prefix + "W", weight),
+        graph.constant(prefix + "bias", site.bias.astype(np.float32)),
+    ]
+
+
 def insert(
     graph: ModelGraph,
     site: Site,
+    plan: SitePlan,
     op: str,
     inputs: list[gs.Tensor],
     attributes: dict[str, object],
 ) -> tuple[str, str]:
     """Puts the staged node in the place of the site's nodes.
 
+    Args:
+        graph: The graph.
+        site: The site.
+        plan: Its plan; with ``most_rows`` the node stands in an If, beside the dense layer.
+        op: The staged node's operator.
+        inputs: Its inputs.
+        attributes: Its attributes.
+
     Returns:
         The names of the node and of its survivors output.
     """
     old = [node for node in graph.graph.nodes if node.outputs and node.outputs[0].name in site.nodes]
-    output = next(tensor for node in old for tensor in node.outputs if tensor.name == site.output)
+    wanted = [site.values, site.output] if site.kind == "top_k" else [site.output]
+    made = {tensor.name: tensor for node in old for tensor in node.outputs}
+    outputs = [made[name] if name else gs.Variable(graph.unique_name(f"{site.output}/values")) for name in wanted]
     survivors = gs.Variable(graph.unique_name(f"{site.output}/survivors"), np.int64)
     name = graph.unique_name(f"{site.name}/{op}")
     nodes = []
@@ -80,12 +104,14 @@ def insert(
     for node in old:
         node.outputs.clear()
         node.inputs.clear()
-    nodes.append(gs.Node(op, name, attributes, inputs, [output, survivors], domain=DOMAIN))
+    staged = gs.Node(op, name, attributes, inputs, [*outputs, survivors], domain=DOMAIN)
+    graph.stage(op)
+    nodes += [staged] if plan.most_rows is None else guarded(graph, site, plan.most_rows, staged)
     graph.replace(old, nodes)
-    shape = graph.shapes.get(site.output)
-    if shape is not None:
-        dtype = onnx.TensorProto.INT64 if site.kind == "argmax" else onnx.TensorProto.FLOAT
-        graph.declare(site.output, dtype, shape)
+    for tensor, dtype in zip(outputs, result_types(site), strict=True):
+        shape = graph.shapes.get(tensor.name)
+        if shape is not None:
+            graph.declare(tensor.name, dtype, shape)
     # No value_info for the survivors: with a known shape, ONNX Runtime 1.17 plans the buffer of this
     # output that nobody reads into memory that another tensor still uses.
     return name, survivors.name

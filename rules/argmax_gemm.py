@@ -6,7 +6,8 @@ before                                                         after
 ``Gemm`` or ``MatMul(X, W)`` [``-> Add(b)``]                   ``PrefixArgMax<Test>(X, order,
 [``-> Softmax, LogSoftmax, Sigmoid, Identity``, ``Mul`` or     ends, W_head, W_tail, b,
 ``Div`` by a positive number, any of them]                     <test arrays>)``
-``-> ArgMax`` or ``TopK(k = 1)`` of which the index is used
+``-> ArgMax`` or ``TopK(k = 1)`` of which the index is used    or ``QuantizedArgMaxBound(X, codes,
+                                                               scale, error, norm, W', b)``
 =============================================================  ==================================
 
 Algebra: the functions in between are strictly increasing along the class axis, so the index of
@@ -32,7 +33,7 @@ from exprune_cli.rules._linear import (
     read_linear,
     small_constant,
 )
-from exprune_cli.rules._stage import OP_SUFFIX, chunk_inputs, insert, test_inputs
+from exprune_cli.rules._stage import OP_SUFFIX, chunk_inputs, insert, quantized_inputs, test_inputs
 from exprune_cli.sites import Site, SitePlan
 
 NAME = "argmax-gemm"
@@ -96,16 +97,18 @@ def site(graph: ModelGraph, linear: Linear) -> Site:
 
 def rewrite(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, str]:
     """Stages the site; returns the names of the new node and its survivors output."""
-    suffix = OP_SUFFIX[plan.test or ""]
     attributes: dict[str, object] = {
         "keepdims": int(site.keepdims),
         "select_last_index": int(site.select_last_index),
     }
+    if plan.estimate == "quantized":
+        return insert(graph, site, plan, "QuantizedArgMaxBound", quantized_inputs(graph, site, plan), attributes)
+    suffix = OP_SUFFIX[plan.test or ""]
     if suffix == "Stats":
         attributes["z"] = plan.z
     inputs: list[gs.Tensor] = [gs.Variable(site.input), *chunk_inputs(graph, site, plan)]
     inputs += test_inputs(graph, site, plan, _TEST_NAMES[suffix])
-    return insert(graph, site, "PrefixArgMax" + suffix, inputs, attributes)
+    return insert(graph, site, plan, "PrefixArgMax" + suffix, inputs, attributes)
 
 
 def _keeps_order(graph: ModelGraph, linear: Linear, node: gs.Node) -> bool:

@@ -6,7 +6,9 @@ before                                                         after
 ``Gemm(X, W, C)`` with transA, transB, alpha, beta, or         ``PrefixGemm<Test>(X, order, ends,
 ``MatMul(X, W)`` with any leading dimensions of X              W_head, W_tail, b', other, max,
 [``-> Add(b)``, either order] [``-> BatchNormalization``]      <test arrays>)``
-[``-> Add(other)``] ``-> Relu`` or ``Clip(0, max)``
+[``-> Add(other)``] ``-> Relu`` or ``Clip(0, max)``            or ``QuantizedGemmBound(X, codes,
+                                                               scale, error, norm, W', b', other,
+                                                               max)``
 =============================================================  ==================================
 
 Algebra: ``alpha`` and the BatchNormalization's factor go into ``W' [N, G]``, ``beta C``, biases

@@ -60,4 +60,4 @@ def rewrite(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, str]:
         graph.constant(f"{site.name}/W", weight),
         graph.constant(f"{site.name}/bias", site.bias.astype(np.float32)),
     ]
-    return insert(graph, site, "SparseGemm", inputs, {})
+    return insert(graph, site, plan, "SparseGemm", inputs, {})

@@ -33,11 +33,16 @@ SOURCES = (
     "prefix_conv.cpp",
     "prefix_argmax.cpp",
     "sparse_gemm.cpp",
+    "quantized.cpp",
+    "quantized_gemm.cpp",
+    "quantized_head.cpp",
     "kernels/registry.cpp",
     "kernels/scalar.cpp",
+    "kernels/scalar_quantized.cpp",
     "kernels/isa_portable.cpp",
     "kernels/isa_avx2.cpp",
     "kernels/isa_avx512.cpp",
+    "kernels/isa_avx512vnni.cpp",
 )
 
 #: Flags for all files. No -ffast-math: tests rely on how NaN compares. Fused multiply-adds are welcome.
@@ -58,13 +63,13 @@ FLAGS = (
 )
 
 #: Extra flags of the files that are compiled for one instruction set (x86-64 only).
+_AVX2 = ("-mavx2", "-mfma", "-mpopcnt")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *_AVX2, "-mprefer-vector-width=512")
 ISA_FLAGS = {
-    "kernels/isa_avx2.cpp": ("-mavx2", "-mfma", "-mpopcnt"),
-    "kernels/isa_avx512.cpp": (
-        "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mpopcnt",
-        "-mprefer-vector-width=512",
-    ),
-}  # fmt: skip
+    "kernels/isa_avx2.cpp": _AVX2,
+    "kernels/isa_avx512.cpp": _AVX512,
+    "kernels/isa_avx512vnni.cpp": (*_AVX512, "-mavx512vnni"),
+}
 
 
 def find_compiler() -> list[str] | None:

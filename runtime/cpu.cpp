@@ -19,7 +19,7 @@ static uint64_t enabled_states() {
 }
 
 CpuFeatures cpu_features() {
-  CpuFeatures features = {false, false};
+  CpuFeatures features = {false, false, false};
   unsigned a, b, c, d;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return features;
   const bool fma = c & (1u << 12);
@@ -31,12 +31,13 @@ CpuFeatures cpu_features() {
   features.avx2 = b & (1u << 5);
   const unsigned avx512 = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);  // F, DQ, BW, VL
   features.avx512 = features.avx2 && (b & avx512) == avx512 && (states & zmm) == zmm;
+  features.avx512vnni = features.avx512 && (c & (1u << 11));
   return features;
 }
 
 #else
 
-CpuFeatures cpu_features() { return {false, false}; }
+CpuFeatures cpu_features() { return {false, false, false}; }
 
 #endif
 

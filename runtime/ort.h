@@ -36,6 +36,7 @@ struct Tensor {
 
   const float* floats() const { return static_cast<const float*>(data); }
   const int64_t* ints() const { return static_cast<const int64_t*>(data); }
+  const uint8_t* bytes() const { return static_cast<const uint8_t*>(data); }
 };
 
 // "[2, 3]", for messages; returns `text`.
@@ -112,7 +113,9 @@ struct Runner {
 struct Signature {
   int inputs;
   uint32_t int_inputs;  // bit i: input i is int64, otherwise float
-  bool int_output;      // the first output is int64, otherwise float; the second, survivors, always is
+  bool int_output;      // the first output is int64, otherwise float; all others are int64
+  uint32_t byte_inputs = 0;  // bit i: input i is uint8
+  int outputs = 2;           // the last one, survivors, is optional
 };
 
 template <class Kernel>
@@ -125,15 +128,16 @@ struct Op : OrtCustomOp {
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // CPU
     GetInputTypeCount = [](const OrtCustomOp*) { return static_cast<size_t>(Kernel::kSignature.inputs); };
     GetInputType = [](const OrtCustomOp*, size_t i) {
+      if ((Kernel::kSignature.byte_inputs >> i) & 1) return ort::kUint8;
       return (Kernel::kSignature.int_inputs >> i) & 1 ? ort::kInt64 : ort::kFloat;
     };
-    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 2; };
+    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return Kernel::kSignature.outputs; };
     GetOutputType = [](const OrtCustomOp*, size_t i) {
-      return i == 1 || Kernel::kSignature.int_output ? ort::kInt64 : ort::kFloat;
+      return i > 0 || Kernel::kSignature.int_output ? ort::kInt64 : ort::kFloat;
     };
     GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return ort::kRequired; };
     GetOutputCharacteristic = [](const OrtCustomOp*, size_t i) {
-      return i ? ort::kOptional : ort::kRequired;
+      return i + 1 == static_cast<size_t>(Kernel::kSignature.outputs) ? ort::kOptional : ort::kRequired;
     };
     GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };
     GetVariadicInputMinArity = GetVariadicInputHomogeneity = GetVariadicOutputMinArity =
@@ -175,5 +179,7 @@ const OrtCustomOp* const* prefix_gemm_ops(size_t* count);
 const OrtCustomOp* const* prefix_conv_ops(size_t* count);
 const OrtCustomOp* const* prefix_argmax_ops(size_t* count);
 const OrtCustomOp* const* sparse_gemm_ops(size_t* count);
+const OrtCustomOp* const* quantized_gemm_ops(size_t* count);
+const OrtCustomOp* const* quantized_head_ops(size_t* count);
 
 }  // namespace exprune

@@ -71,6 +71,7 @@ constexpr int kFail = 1;
 constexpr int kInvalidArgument = 2;
 // enum ONNXTensorElementDataType
 constexpr int kFloat = 1;
+constexpr int kUint8 = 2;
 constexpr int kInt64 = 7;
 // enum OrtCustomOpInputOutputCharacteristic
 constexpr int kRequired = 0;

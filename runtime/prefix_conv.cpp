@@ -85,7 +85,7 @@ struct PrefixConv : KernelBase {
         !product(y_dims, 2 + rank, &y_count)) {
       return call.bad("X", "is too large, or makes Y too large");
     }
-    EXPRUNE_RETURN_IF_ERROR(read_finish(call, &in, y_dims, 2 + rank, &conv.finish));
+    EXPRUNE_RETURN_IF_ERROR(read_finish(call, kOffset, &in.offset, &in.max, y_dims, 2 + rank, &conv.finish));
 
     void* y = nullptr;
     EXPRUNE_RETURN_IF_ERROR(call.output(0, y_dims, 2 + rank, &y));

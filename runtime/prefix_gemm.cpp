@@ -29,7 +29,7 @@ struct PrefixGemm : KernelBase {
     for (int i = 0; i < last; i++) y_dims[i] = in.x.dims[i];
     y_dims[last] = gemm.staged.outputs;
     if (!product(y_dims, in.x.rank, &y_count)) return call.bad("X", "makes Y too large");
-    EXPRUNE_RETURN_IF_ERROR(read_finish(call, &in, y_dims, in.x.rank, &gemm.finish));
+    EXPRUNE_RETURN_IF_ERROR(read_finish(call, kOffset, &in.offset, &in.max, y_dims, in.x.rank, &gemm.finish));
 
     void* y = nullptr;
     EXPRUNE_RETURN_IF_ERROR(call.output(0, y_dims, in.x.rank, &y));

@@ -20,7 +20,8 @@ static OrtStatus* make_domain() {
   OrtCustomOpDomain* domain = nullptr;
   EXPRUNE_RETURN_IF_ERROR(ort::CreateCustomOpDomain::call(api(), "com.exprune", &domain));
   using List = const OrtCustomOp* const* (*)(size_t*);
-  const List lists[] = {prefix_gemm_ops, prefix_conv_ops, prefix_argmax_ops, sparse_gemm_ops};
+  const List lists[] = {prefix_gemm_ops, prefix_conv_ops, prefix_argmax_ops,
+                        sparse_gemm_ops, quantized_gemm_ops, quantized_head_ops};
   for (List list : lists) {
     size_t count = 0;
     const OrtCustomOp* const* ops = list(&count);
@@ -63,5 +64,5 @@ __attribute__((constructor)) static void make_info() {
   snprintf(g_info, sizeof(g_info), "exprune %s isa=%s", EXPRUNE_VERSION, exprune::kernels().name);
 }
 
-// "exprune 0.1.0 isa=avx512"
+// "exprune 0.1.0 isa=avx512vnni"
 EXPRUNE_EXPORT const char* exprune_runtime_info() { return g_info; }

@@ -90,18 +90,17 @@ OrtStatus* read_staged(const Call& call, ScratchPool& scratch, int64_t groups, i
   return nullptr;
 }
 
-OrtStatus* read_finish(const Call& call, StagedInputs* in, const int64_t* y_dims, int y_rank,
-                       Finish* finish) {
-  EXPRUNE_RETURN_IF_ERROR(call.input(kOffset, "offset", ort::kFloat, &in->offset));
-  EXPRUNE_RETURN_IF_ERROR(call.input(kMax, "max", ort::kFloat, &in->max));
-  if (in->max.count != 1) return call.bad("max", "must have one element");
-  finish->offset_full = in->offset.count != 1;
+OrtStatus* read_finish(const Call& call, size_t start, Tensor* offset, Tensor* max, const int64_t* y_dims,
+                       int y_rank, Finish* finish) {
+  EXPRUNE_RETURN_IF_ERROR(call.input(start, "offset", ort::kFloat, offset));
+  EXPRUNE_RETURN_IF_ERROR(call.input(start + 1, "max", ort::kFloat, max));
+  if (max->count != 1) return call.bad("max", "must have one element");
+  finish->offset_full = offset->count != 1;
   if (finish->offset_full) {
-    EXPRUNE_RETURN_IF_ERROR(
-        call.shape(in->offset, "offset", "one element or the shape of Y", y_dims, y_rank));
+    EXPRUNE_RETURN_IF_ERROR(call.shape(*offset, "offset", "one element or the shape of Y", y_dims, y_rank));
   }
-  finish->offset = in->offset.floats();
-  finish->max = in->max.floats()[0];
+  finish->offset = offset->floats();
+  finish->max = max->floats()[0];
   return nullptr;
 }
 

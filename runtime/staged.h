@@ -20,8 +20,9 @@ OrtStatus* read_staged(const Call& call, ScratchPool& scratch, int64_t groups, i
                        const char* const* parameters, int parameter_count, size_t parameter_start,
                        StagedInputs* in, Staged* staged);
 
-// Reads and checks offset and max, for an output of this shape.
-OrtStatus* read_finish(const Call& call, StagedInputs* in, const int64_t* y_dims, int y_rank, Finish* finish);
+// Reads and checks offset and max, the inputs from `start` on, for an output of this shape.
+OrtStatus* read_finish(const Call& call, size_t start, Tensor* offset, Tensor* max, const int64_t* y_dims,
+                       int y_rank, Finish* finish);
 
 // The survivors output, or the kernel's own memory where the node does not ask for it. Call with the lease
 // held until the kernel is done.

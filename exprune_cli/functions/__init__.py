@@ -16,7 +16,7 @@ import onnx
 from onnx import parser
 
 from exprune_cli.errors import UsageError
-from exprune_cli.functions import argmax, conv, gemm, sparse
+from exprune_cli.functions import argmax, conv, gemm, quantized, sparse
 from exprune_cli.functions.staging import Function
 
 #: Domain of the ops, and its version.
@@ -31,6 +31,7 @@ _BODIES: dict[str, Callable[[int], Function]] = {
     **conv.FUNCTIONS,
     **argmax.FUNCTIONS,
     **sparse.FUNCTIONS,
+    **quantized.FUNCTIONS,
 }
 
 #: Names of all ops, in the order of the contract.

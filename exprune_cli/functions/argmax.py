@@ -150,7 +150,7 @@ STATS = Test(
 )
 
 
-def _argmax(value: str, opset: int) -> str:
+def argmax(value: str, opset: int) -> str:
     """Text for ``index``. Before opset 12 ArgMax finds the first of equals only.
 
     There the classes are looked at in reverse for the last one. ``select_last_index`` becomes a
@@ -189,7 +189,7 @@ def _finish(opset: int) -> str:
   decided = Equal (classes_left, one)
   settled_score = Where (decided, zero, score)
 {_among("undecided", "settled_score", "candidates")}
-{_argmax("candidates", opset)}
+{argmax("candidates", opset)}
 """
 
 
@@ -209,7 +209,7 @@ def _bound(opset: int) -> Function:
   columns = Transpose (weights)
   product = MatMul (X, columns)
   computed = Add (product, bias)
-{_argmax("computed", opset)}
+{argmax("computed", opset)}
 {ALL_SURVIVE.format(result="computed")}""",
         "The index of the largest output of a linear layer, without loss: the kernel leaves out classes "
         "that a sound bound shows cannot win. Nothing is left out here: this is the dense layer.",

@@ -45,10 +45,11 @@ def bound_parameters(
     gamma = terms * _UNIT / (1 - terms * _UNIT)
     norm = np.sqrt(np.square(ordered).sum(axis=(1, 2)))
     slack = np.broadcast_to(2 * gamma * norm, radius.shape)
-    return {"radius": _round_up(radius), "slack": _round_up(slack)}
+    return {"radius": rounding_up(radius), "slack": rounding_up(slack)}
 
 
-def _round_up(values: np.ndarray) -> np.ndarray:
+def rounding_up(values: np.ndarray) -> np.ndarray:
+    """Float32 numbers that are not below ``values``."""
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
     return np.where(single < values, np.nextafter(single, np.float32(np.inf)), single).astype(np.float32)

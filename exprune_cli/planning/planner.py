@@ -43,6 +43,8 @@ def plan(
         statistics = calibration.sites.get(site.name) if calibration else None
         if site.kind == "sparse":
             plans = [plan_sparse(site, statistics)] * len(budgets)
+        elif site.kind == "top_k":
+            plans = [dense(site, "it is staged for latency only: no FLOPs are saved")] * len(budgets)
         elif calibration is not None and statistics is None:
             plans = [dense(site, "the calibration has no statistics for it")] * len(budgets)
         elif site.kind == "argmax":

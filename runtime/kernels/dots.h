@@ -9,10 +9,17 @@ namespace EXPRUNE_ISA {
 // Rows of X that share one pass over a row of weights: what the registers hold.
 constexpr int kDotRows = kLanes == 16 ? 4 : 2;
 
+// How many rows of weights before its use a row is fetched, where rows are not consecutive: about 16 KiB.
+static inline int64_t rows_ahead(int64_t count) { return max_of(1, min_of(8, 4096 / max_of(count, 1))); }
+
+static inline void prefetch_row(const float* row, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(row + i);
+}
+
 // sums[r] = w . x[r] over k elements; squares[r] = sum of the squared terms, if Squares.
 //
 // Every row has four accumulators whatever Rows is, so a row's result does not depend on its company.
-// `ahead` (or null) is read next after w: its cache lines are fetched meanwhile.
+// `ahead` (or null) is read soon after w: its cache lines are fetched meanwhile.
 template <int Rows, bool Squares>
 __attribute__((noinline)) static void dots(const float* w, const float* const* x, int64_t k,
                                            const float* ahead, float* sums, float* squares) {

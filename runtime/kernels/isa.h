@@ -7,6 +7,8 @@
 #include "prefix_argmax.h"
 #include "prefix_conv.h"
 #include "prefix_gemm.h"
+#include "quantized_gemm.h"
+#include "quantized_top_k.h"
 #include "registry.h"
 #include "sparse_gemm.h"
 
@@ -24,6 +26,8 @@ const Kernels kKernels = {
     {prefix_argmax<ByInterval<ThresholdInterval>>, prefix_argmax<ByDominance>,
      prefix_argmax<ByInterval<BoundInterval>>},
     sparse_gemm,
+    quantized_gemm,
+    quantized_top_k,
 };
 
 }  // namespace EXPRUNE_ISA

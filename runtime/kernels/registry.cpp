@@ -9,6 +9,9 @@
 namespace exprune {
 
 #if defined(__x86_64__)
+namespace avx512vnni {
+extern const Kernels kKernels;
+}
 namespace avx512 {
 extern const Kernels kKernels;
 }
@@ -32,6 +35,7 @@ static const Kernels* choose() {
   (void)cpu;
   const Entry entries[] = {
 #if defined(__x86_64__)
+      {&avx512vnni::kKernels, cpu.avx512vnni},
       {&avx512::kKernels, cpu.avx512},
       {&avx2::kKernels, cpu.avx2},
 #endif

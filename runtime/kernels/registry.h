@@ -93,16 +93,61 @@ struct SparseGemmCall {
   int64_t* survivors;            // [1], how many x are not 0
 };
 
+// Weights in full and as codes: w[n][g] = scale[n] * (code - zero) + (what `error` bounds).
+//
+// 8-bit codes are bytes, zero is 128. 6-bit codes have zero 32 and stand in groups of 256 in 192 bytes, the
+// last group padded: the low 6 bits of byte i < 192 are code i, and the high bits of bytes i, 64 + i and
+// 128 + i, the first ones lowest, are code 192 + i.
+constexpr int64_t kPackedCodes = 256, kPackedBytes = 192;
+
+struct Quantized {
+  int64_t outputs;       // N
+  int64_t groups;        // G, at most kMostQuantizedGroups
+  int64_t row_bytes;     // G for 8-bit codes, 192 ceil(G / 256) for 6-bit ones
+  const uint8_t* codes;  // [N, row_bytes]
+  const float* scale;    // [N]
+  const float* error;    // [N], times ||x|| it bounds what the codes and float sums add to the estimate
+  const float* norm;     // [N], times ||x - x^|| it bounds what X's own codes add
+  const float* weight;   // [N, G]
+  const float* bias;     // [N]
+};
+
+// So that sums of 255 * 127 stay below 2^31.
+constexpr int64_t kMostQuantizedGroups = 65536;
+constexpr int64_t kMostK = 64;
+
+struct QuantizedGemmCall {
+  Quantized layer;
+  Finish finish;
+  int64_t rows;        // M
+  const float* x;      // [M, G]
+  float* y;            // [M, N]
+  int64_t* survivors;  // [1]
+};
+
+struct QuantizedTopKCall {
+  Quantized layer;
+  int64_t rows;
+  int64_t k;           // 1 to kMostK, at most N
+  bool select_last;    // of equal scores the last one wins; only for k = 1
+  const float* x;      // [M, G]
+  float* values;       // [M, k], descending; null if not wanted
+  int64_t* index;      // [M, k]
+  int64_t* survivors;  // [1]
+};
+
 struct Kernels {
   const char* name;
   bool (*prefix_gemm[kTestKinds])(const GemmCall&, const Env&);
   bool (*prefix_conv[kTestKinds])(const ConvCall&, const Env&);
   bool (*prefix_argmax[kTestKinds])(const ArgMaxCall&, const Env&);
   bool (*sparse_gemm)(const SparseGemmCall&, const Env&);
+  bool (*quantized_gemm)(const QuantizedGemmCall&, const Env&);
+  bool (*quantized_top_k)(const QuantizedTopKCall&, const Env&);
 };
 
 // The table in use, chosen when the library is loaded: the best that the processor has, or what the
-// environment variable EXPRUNE_ISA names (avx512, avx2, portable, scalar). A named one that the processor
+// environment variable EXPRUNE_ISA names (avx512vnni, avx512, avx2, portable, scalar). A named one that the processor
 // lacks falls back to the best one below it; an unknown name is ignored.
 const Kernels& kernels();
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "registry.h"
+#include "scalar_quantized.h"
 
 namespace exprune {
 namespace scalar {
@@ -271,6 +272,8 @@ const Kernels kKernels = {
     {prefix_conv<kThreshold>, prefix_conv<kStats>, prefix_conv<kBound>},
     {prefix_argmax<kThreshold>, prefix_argmax<kStats>, prefix_argmax<kBound>},
     sparse_gemm,
+    quantized_gemm,
+    quantized_top_k,
 };
 
 }  // namespace scalar

@@ -21,6 +21,8 @@ LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 IR_VERSION = 8
+#: The ops that work in chunks, and the sparse consumer; the others have tests of their own.
+CHUNKED = tuple(ORACLES)
 
 
 @dataclass

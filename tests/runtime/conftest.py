@@ -14,7 +14,7 @@ import pytest
 
 from exprune_cli.runtime import runtime_available, runtime_library
 
-ISAS = ("avx512", "avx2", "portable", "scalar")
+ISAS = ("avx512vnni", "avx512", "avx2", "portable", "scalar")
 
 
 def load_copy(folder, isa: str) -> str:

@@ -59,7 +59,7 @@ def test_kernels_share_no_functions(build, tmp_path):
     if not compiler:
         pytest.skip("no compiler")
     for path in build.compile_sources(compiler, tmp_path, version="test", sources=ISA_SOURCES, extra=["-O1"]):
-        isa = re.search("avx512|avx2|portable", path.name).group()
+        isa = re.search("avx512vnni|avx512|avx2|portable", path.name).group()
         shared = [n for kind, n in symbols(path) if kind in "WVu" and f"exprune::{isa}::" not in n]
         assert not shared
 
@@ -78,6 +78,7 @@ import numpy as np
 sys.path.insert(0, sys.argv[2])
 from tests.runtime.cases import KINDS, run
 from tests.runtime.test_sessions import case
+from tests.runtime.quantized import BAD, good, run_quantized
 from tests.runtime.test_door import BAD_CONV, BAD_GEMM, CONV, conv_inputs, gemm_inputs
 
 library = sys.argv[1]
@@ -91,6 +92,18 @@ for family in ("Gemm", "Conv", "ArgMax"):
 for columns in (1, 37):
     w, bias = np.ones((50, columns), np.float32), np.ones(columns, np.float32)
     run(library, "SparseGemm", {"X": np.ones((3, 50), np.float32), "W": w, "bias": bias})
+for kind in ("Gemm", "ArgMax", "TopK"):
+    for bits in (6, 8):
+        for rows in (1, 5, 19, 0):
+            run_quantized(library, kind, good(kind, rows=rows, outputs=70, groups=300, bits=bits), threads=2)
+    for name, (where, value) in BAD.items():
+        if kind == "TopK" or where != "k":
+            try:
+                run_quantized(library, kind, {**good(kind), where: value})
+            except Exception as error:
+                assert f"Quantized{kind}Bound: {where}" in str(error), error
+            else:
+                raise SystemExit(f"Quantized{kind}Bound took {name}")
 for op, bad, inputs, attributes in (
     ("PrefixGemmThreshold", BAD_GEMM, gemm_inputs(), {}),
     ("PrefixConvThreshold", BAD_CONV, conv_inputs(), CONV),
@@ -106,7 +119,7 @@ print("clean")
 """
 
 
-@pytest.mark.parametrize("isa", ["avx512", "portable", "scalar"])
+@pytest.mark.parametrize("isa", ["avx512vnni", "avx512", "portable", "scalar"])
 def test_sanitizers(build, sanitized, tmp_path, isa):
     """Addresses and undefined behaviour, on good and bad input."""
     library, runtime = sanitized

@@ -1,0 +1,171 @@
+"""The quantised estimate: codes of the weights, and a sound bound on what they hide.
+
+A row of weights ``w`` is coded as ``w^ = scale (code - zero)``, an input ``x`` when the site runs
+as ``x^`` (one or two planes of 8 bits with a common step). Then, by Cauchy-Schwarz,
+
+    |w x - w^ x^| = |(w - w^) x + w^ (x - x^)| <= ||w - w^|| ||x|| + ||w^|| ||x - x^||
+
+which the op adds to the estimate ``w^ x^ + bias``; its sum is exact, in integers.
+
+Rounding, with ``u = 2^-24`` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
+eq. 3.5): a float sum of n products errs by at most ``gamma_n ||w|| ||x||``, whatever its order;
+twice this (the dense layer's and our own) with n raised by the additions of bias and offset is
+``2 gamma_(G+4) ||w||`` per ``||x||``. The estimate itself takes fewer than eight float operations
+after the exact sum, on numbers of at most ``2 ||w^|| ||x||``: ``16 u ||w^||``. Both go into
+``error``, which so is ``||w - w^|| + 2 gamma ||w|| + 16 u ||w^||``, and ``norm`` is ``||w^||``.
+What the magnitude of bias and offset adds, the op adds; see ``runtime/kernels/quantized.h`` for
+the norms of ``x``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from exprune_cli.planning.bound import rounding_up
+from exprune_cli.planning.chunks import known_offset
+from exprune_cli.sites import Site, SitePlan, SiteStatistics
+
+_UNIT = 2.0**-24
+#: Groups that integer sums of 255 * 127 leave room for in 32 bits.
+MOST_GROUPS = 65536
+#: Shares of the largest weight that the codes may end at; weights beyond are cut off.
+_CUTS = (1.0, 0.9, 0.8, 0.7, 0.6)
+#: Largest weights between these keep all sums and steps normal numbers.
+_LOWEST, _HIGHEST = 1e-30, 1e30
+_ELEMENTS = 2**22  # in work at once
+_PACKED = 256  # codes of a packed group
+
+
+#: Rows x outputs that are looked at for the share that the bound decides.
+_LOOKED_AT = 2**23
+
+
+def plan_quantized(site: Site, statistics: SiteStatistics | None = None) -> SitePlan | None:
+    """The lossless plan for latency: bytes decide, what they leave open is computed in full.
+
+    Heads read 6-bit codes where that saves a fifth of the bytes: their winners stand out so far
+    that four times the error hardly adds candidates. ReLU layers need the 8 bits.
+
+    Args:
+        site: The site.
+        statistics: With them the plan says which share of the outputs is expected to be decided.
+
+    Returns:
+        The plan; None for a site that has no such form (a Conv, a sparse consumer, too wide).
+    """
+    if site.conv is not None or site.kind == "sparse" or site.groups > MOST_GROUPS:
+        return None
+    head = site.kind in ("argmax", "top_k")
+    bits = 6 if head and packed_bytes(site.groups) <= 0.8 * site.groups else 8
+    weight = site.load_weight()[:, :, 0]
+    plan = SitePlan(
+        site.name,
+        staged=True,
+        reason=f"bounds from {bits}-bit weights, lossless",
+        estimate="quantized",
+        test="bound",
+        parameters=quantized_parameters(weight, bits),
+    )
+    if statistics is not None and len(statistics.rows):
+        plan.pruned = (_decided(site, weight, plan.parameters, statistics),)
+    return plan
+
+
+def extra_bytes(plan: SitePlan) -> int:
+    """Bytes that the estimate adds to a model: the codes and three numbers per output."""
+    return sum(plan.parameters[name].nbytes for name in ("codes", "scale", "error", "norm"))
+
+
+def _decided(
+    site: Site, weight: np.ndarray, parameters: dict[str, np.ndarray], statistics: SiteStatistics
+) -> float:
+    """Share of the outputs of the sampled rows that the bound decides.
+
+    The exact sums stand for the estimates, which differ from them by less than the bound.
+    """
+    limit = max(16, _LOOKED_AT // site.outputs)
+    rows = statistics.rows[:limit, :, 0]
+    offset = known_offset(site, statistics)
+    final = rows @ weight.T + (offset[:limit] if offset.ndim == 2 else offset)
+    reach = parameters["error"] * np.linalg.norm(rows, axis=1)[:, None]
+    if site.kind == "relu":
+        return float((final + reach < 0).mean())
+    bar = np.partition(final - reach, -site.k, axis=1)[:, -site.k, None]
+    return float((final + reach < bar).mean())
+
+
+def quantized_parameters(weight: np.ndarray, bits: int = 8) -> dict[str, np.ndarray]:
+    """The arrays of the quantised estimate.
+
+    Args:
+        weight: ``[N, G]`` float32.
+        bits: 8, or 6: three quarters of the bytes, four times the error.
+
+    Returns:
+        ``codes`` uint8, ``[N, G]`` or packed as in :func:`pack`; ``scale``, ``error`` and ``norm`` ``[N]`` float32, the last
+        two rounded up. Rows that cannot be coded (not finite, or out of range) have an infinite
+        ``error``: all of their outputs survive.
+    """
+    outputs, groups = weight.shape
+    codes = np.empty((outputs, groups if bits == 8 else packed_bytes(groups)), np.uint8)
+    arrays = {name: np.empty(outputs, np.float32) for name in ("scale", "error", "norm")}
+    step = max(1, _ELEMENTS // max(1, groups))
+    for start in range(0, outputs, step):
+        part = slice(start, start + step)
+        rows, scale, error, norm = _code_rows(weight[part].astype(np.float64), 2 ** (bits - 1) - 1)
+        codes[part] = rows if bits == 8 else pack(rows)
+        arrays["scale"][part] = scale
+        arrays["error"][part] = rounding_up(error)
+        arrays["norm"][part] = rounding_up(norm)
+    return {"codes": codes, **arrays}
+
+
+def _code_rows(
+    weight: np.ndarray, most: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Codes (in -most .. most, plus most + 1), scale, error and norm of some rows.
+
+    Each row is cut where its error is smallest.
+    """
+    with np.errstate(invalid="ignore"):
+        top = np.abs(weight).max(axis=1)
+    known = np.isfinite(weight).all(axis=1)
+    coded = known & (top <= _HIGHEST) & ((top >= _LOWEST) | (top == 0))
+    clean = np.where(coded[:, None], weight, 0.0)
+    best = np.full(len(weight), np.inf)
+    codes = np.full(weight.shape, most + 1, np.uint8)
+    scale = np.zeros(len(weight), np.float32)
+    for cut in _CUTS:
+        trial = (np.where(coded, top, 0.0) * cut / most).astype(np.float32)
+        step = np.where(trial > 0, trial, 1).astype(np.float64)[:, None]
+        level = np.clip(np.rint(clean / step), -most, most)
+        rest = np.linalg.norm(clean - level * trial.astype(np.float64)[:, None], axis=1)
+        better = rest < best
+        best = np.where(better, rest, best)
+        scale = np.where(better, trial, scale)
+        codes[better] = (level[better] + most + 1).astype(np.uint8)
+    terms = weight.shape[1] + 4
+    gamma = terms * _UNIT / (1 - terms * _UNIT)
+    norm = np.linalg.norm((codes.astype(np.float64) - most - 1) * scale.astype(np.float64)[:, None], axis=1)
+    error = best + 2 * gamma * np.linalg.norm(clean, axis=1) + 16 * _UNIT * norm
+    return codes, scale, np.where(coded, error, np.inf), norm
+
+
+def packed_bytes(groups: int) -> int:
+    """Bytes of a row of 6-bit codes."""
+    return -(-groups // _PACKED) * (_PACKED * 3 // 4)
+
+
+def pack(codes: np.ndarray) -> np.ndarray:
+    """6-bit codes ``[N, G]`` as ``[N, 192 ceil(G / 256)]`` bytes.
+
+    Of every 256 codes the first 192 are the low bits of as many bytes; code 192 + i is spread,
+    lowest bits first, over the high bits of bytes i, 64 + i and 128 + i.
+    """
+    outputs, groups = codes.shape
+    padded = np.full((outputs, -(-groups // _PACKED) * _PACKED), 32, np.uint8)
+    padded[:, :groups] = codes
+    parts = padded.reshape(outputs, -1, 4, _PACKED // 4)
+    last = parts[:, :, 3]
+    packed = [parts[:, :, i] | ((last >> (2 * i) & 3) << 6) for i in range(3)]
+    return np.stack(packed, axis=2).reshape(outputs, -1)

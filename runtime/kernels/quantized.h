@@ -1,0 +1,185 @@
+// The quantised estimate: every output from codes of W and X, with a sound bound on its error.
+//
+// x = step * (hi + lo / 254) + (rest), hi and lo in -127 .. 127. With few rows both planes are used and the
+// rest is next to nothing; with many, `lo` would cost more than the survivors that it spares.
+#pragma once
+
+#include <float.h>
+
+#include "bytes.h"
+#include "registry.h"
+#include "simd.h"
+#include "tests.h"
+
+namespace exprune {
+namespace EXPRUNE_ISA {
+
+constexpr int64_t kQuantizedRows = 8;   // rows of X that one pass over the codes serves
+constexpr int64_t kTwoPlaneRows = 4;    // up to so many rows have two planes
+constexpr int kMostVectors = 8;         // planes of the rows of a pass
+constexpr float kLowest = 1e-30f, kHighest = 1e30f;  // of max |x|: norms and steps stay normal numbers
+
+// A row of X.
+struct QuantizedRow {
+  float step;       // of `hi`; of `lo` it is step / 254
+  float norm;       // >= ||x||
+  float error;      // >= ||x - x^||
+  int32_t sums[2];  // of the planes
+  bool usable;      // otherwise no estimate holds: all of the row survives
+};
+
+static inline V round_to_integer(V v) {
+  const V magic = splat(12582912.0f);  // 1.5 * 2^23
+  return (v + magic) - magic;
+}
+
+static inline void store_plane(int8_t* p, V v) {
+  typedef int8_t Narrow __attribute__((vector_size(EXPRUNE_LANES)));
+  const Narrow narrow = __builtin_convertvector(__builtin_convertvector(v, I), Narrow);
+  memcpy(p, &narrow, sizeof(narrow));
+}
+
+// Fills planes[0 .. count) of plane_length(groups) each.
+static inline QuantizedRow quantize_row(const float* x, int64_t groups, int count, int8_t* const* planes) {
+  QuantizedRow row = {};
+  V top = {};
+  I finite = splat(-1);
+  const auto at = [&](int64_t i) {
+    return i + kLanes <= groups ? load(x + i) : load_first(x + i, groups - i);
+  };
+  for (int64_t i = 0; i < groups; i += kLanes) {
+    const V a = absolute(at(i));
+    finite &= reinterpret_cast<I>(a <= splat(FLT_MAX));  // false for a NaN
+    top = select(a > top, a, top);
+  }
+  float most = 0;
+  for (int lane = 0; lane < kLanes; lane++) most = top[lane] > most ? top[lane] : most;
+  const bool all = bits(~finite) == 0;
+  row.usable = all && (most == 0 || (most >= kLowest && most <= kHighest));
+  const float inverse = row.usable && most > 0 ? 127.0f / most : 0.0f;
+  if (!row.usable) return row;
+
+  V squares = {}, rests = {};
+  I sum_hi = {}, sum_lo = {};
+  for (int64_t i = 0; i < plane_length(groups); i += kLanes) {
+    const V u = i < groups ? at(i) * splat(inverse) : V{};
+    const V hi = round_to_integer(u);
+    V rest = u - hi;
+    store_plane(planes[0] + i, hi);
+    sum_hi += __builtin_convertvector(hi, I);
+    if (count == 2) {
+      const V lo = round_to_integer(rest * splat(254.0f));
+      store_plane(planes[1] + i, lo);
+      sum_lo += __builtin_convertvector(lo, I);
+      rest -= lo * splat(1.0f / 254.0f);
+    }
+    squares += u * u;
+    rests += rest * rest;
+  }
+  for (int lane = 0; lane < kLanes; lane++) {
+    row.sums[0] += sum_hi[lane];
+    row.sums[1] += sum_lo[lane];
+  }
+  row.step = most / 127.0f;
+  // A float sum of G squares errs by less than G 2^-24 of itself; so do a few roundings on the way.
+  const float up = 1.0f + static_cast<float>(groups + 64) * 6e-8f;
+  row.norm = row.step * square_root(sum(squares)) * up;
+  // u is x / step up to 4 roundings: 1e-6 of ||x||, added to what the planes leave over.
+  row.error = row.step * square_root(sum(rests)) * up + 1e-6f * row.norm;
+  return row;
+}
+
+// All rows of a call.
+struct QuantizedInput {
+  int64_t groups;
+  int planes;          // of a row
+  int8_t* memory;       // [rows][planes][plane_length(groups)]
+  QuantizedRow* rows;  // [rows]
+
+  int8_t* plane(int64_t row, int which) const {
+    return memory + (row * planes + which) * plane_length(groups);
+  }
+  void carve(Carver& carver, int64_t count, int64_t all_groups) {
+    groups = all_groups;
+    planes = count <= kTwoPlaneRows ? 2 : 1;
+    memory = carver.take<int8_t>(count * planes * plane_length(groups));
+    rows = carver.take<QuantizedRow>(count);
+  }
+  void fill(const float* x, int64_t count) const {
+    for (int64_t r = 0; r < count; r++) {
+      int8_t* const both[2] = {plane(r, 0), planes == 2 ? plane(r, 1) : nullptr};
+      rows[r] = quantize_row(x + r * groups, groups, planes, both);
+    }
+  }
+  int64_t rows_per_pass() const { return planes == 2 ? kTwoPlaneRows : kQuantizedRows; }
+};
+
+static inline bool is_packed(const Quantized& layer) { return layer.row_bytes != layer.groups; }
+
+// Too much of every product, times x: see Coding::kZero.
+static inline int32_t zero_point(const Quantized& layer) {
+  return is_packed(layer) ? Codes6::kZero : Codes8::kZero;
+}
+
+template <class Coding>
+static inline void byte_sums_of(const Quantized& layer, const uint8_t* codes, int64_t outputs,
+                                const int8_t* const* planes, int64_t vectors, int64_t stride, int32_t* sums) {
+  const int64_t bytes = layer.row_bytes, groups = layer.groups;
+  if (vectors == 1) {
+    byte_dots<Coding, 1>(codes, bytes, groups, outputs, planes, stride, sums);
+  } else if (vectors == 2) {
+    byte_dots<Coding, 2>(codes, bytes, groups, outputs, planes, stride, sums);
+  } else if (vectors <= 4) {
+    byte_dots<Coding, 4>(codes, bytes, groups, outputs, planes, stride, sums);
+  } else {
+    byte_dots<Coding, 8>(codes, bytes, groups, outputs, planes, stride, sums);
+  }
+}
+
+// Exact integer sums of `outputs` rows of codes with rows first .. first + count (at most rows_per_pass) of
+// X; sums is [count * planes][stride].
+static inline void byte_sums(const Quantized& layer, int64_t first_output, int64_t outputs,
+                             const QuantizedInput& in, int64_t first, int64_t count, int64_t stride,
+                             int32_t* sums) {
+  const int8_t* planes[kMostVectors];
+  const int64_t vectors = count * in.planes;
+  // Missing vectors are the last one again: their sums fall on rows that nobody reads.
+  for (int64_t v = 0; v < kMostVectors; v++) {
+    const int64_t used = min_of(v, vectors - 1);
+    planes[v] = in.plane(first + used / in.planes, static_cast<int>(used % in.planes));
+  }
+  const uint8_t* codes = layer.codes + first_output * layer.row_bytes;
+  if (is_packed(layer)) {
+    byte_sums_of<Codes6>(layer, codes, outputs, planes, vectors, stride, sums);
+  } else {
+    byte_sums_of<Codes8>(layer, codes, outputs, planes, vectors, stride, sums);
+  }
+}
+
+// What is known of kLanes outputs from n on, for one row: |exact - value| <= reach, where `exact` is what
+// either the dense layer or our own finish computes in float.
+struct Estimate {
+  V value;
+  V reach;
+};
+
+// `used` lanes are wanted; offset is the computed offset. sums is the row's, by plane, at output n.
+static inline Estimate estimate(const Quantized& layer, int64_t n, int64_t used, const QuantizedRow& row,
+                                int planes, const int32_t* sums, int64_t stride, V offset) {
+  const auto at = [&](const float* p) { return used >= kLanes ? load(p + n) : load_first(p + n, used); };
+  const V bias = at(layer.bias);
+  const int32_t zero = zero_point(layer);
+  V value = __builtin_convertvector(load(sums) - splat(zero * row.sums[0]), V);
+  if (planes == 2) {
+    value += __builtin_convertvector(load(sums + stride) - splat(zero * row.sums[1]), V) * splat(1.0f / 254.0f);
+  }
+  Estimate e;
+  e.value = value * (at(layer.scale) * splat(row.step)) + (bias + offset);
+  const V rounding = splat(4.0f * kEpsilon) * (absolute(bias) + absolute(offset));
+  e.reach = (at(layer.error) * splat(row.norm) + at(layer.norm) * splat(row.error) + rounding) *
+            splat(kRoundingUp);
+  return e;
+}
+
+}  // namespace EXPRUNE_ISA
+}  // namespace exprune

@@ -1,0 +1,228 @@
+// The k best classes of X W^T + bias, best first. Bytes bound every score; the classes that can still be
+// among the k best are computed in full from the float weights.
+//
+// The classes that remain are the dense head's k best and those that the bounds cannot tell from them.
+#pragma once
+
+#include "dots.h"
+#include "quantized.h"
+
+namespace exprune {
+namespace EXPRUNE_ISA {
+
+constexpr int64_t kTopKClasses = 512;   // classes of a task
+constexpr int64_t kTopKFinish = 32;     // classes of a task of the finish
+constexpr int64_t kTopKState = 1 << 21;  // rows x classes that are in work at once
+
+// The k largest of the values that are put in; values[0] is the smallest of them.
+struct Largest {
+  float* values;
+  int64_t k;
+
+  void clear() {
+    for (int64_t i = 0; i < k; i++) values[i] = -INFINITY;
+  }
+  void put(float value) {
+    if (!(value > values[0])) return;  // a NaN neither
+    int64_t i = 0;
+    for (; i + 1 < k && values[i + 1] < value; i++) values[i] = values[i + 1];
+    values[i] = value;
+  }
+};
+
+struct QuantizedTopKPlan {
+  const QuantizedTopKCall* call;
+  const Env* env;
+  QuantizedInput in;  // of the rows in work
+  int64_t first_row, rows, blocks;
+  float* upper;      // [rows][blocks * kTopKClasses], nothing below a score's bound
+  float* most;       // [rows][blocks], largest of `upper`, NaN if one is NaN
+  float* lower;      // [rows][blocks][k], largest lower bounds, ascending
+  int32_t* classes;  // [rows][N], those that remain, ascending
+  float* scores;     // [rows][N], of those
+  int64_t* listed;   // [rows]
+  int64_t* starts;   // [rows + 1], finish tasks before a row
+  std::atomic<bool> failed{false};
+
+  float* uppers(int64_t r, int64_t block) const { return upper + (r * blocks + block) * kTopKClasses; }
+
+  // First stage: a block of classes for the rows of a pass.
+  static void bound_task(void* user, size_t index) {
+    QuantizedTopKPlan& p = *static_cast<QuantizedTopKPlan*>(user);
+    const int64_t block = static_cast<int64_t>(index) % p.blocks;
+    const int64_t pass = static_cast<int64_t>(index) / p.blocks * p.in.rows_per_pass();
+    const int64_t count = min_of(p.in.rows_per_pass(), p.rows - pass);
+    Lease scratch(*p.env->per_task, kMostVectors * kTopKClasses * sizeof(int32_t));
+    if (!scratch.data()) {
+      p.failed = true;
+      return;
+    }
+    int32_t* sums = reinterpret_cast<int32_t*>(scratch.data());
+    const int64_t first = block * kTopKClasses;
+    const int64_t outputs = min_of(kTopKClasses, p.call->layer.outputs - first);
+    byte_sums(p.call->layer, first, outputs, p.in, pass, count, kTopKClasses, sums);
+    for (int64_t r = 0; r < count; r++) {
+      p.bound_row(pass + r, block, first, outputs, sums + r * p.in.planes * kTopKClasses);
+    }
+  }
+
+  void bound_row(int64_t r, int64_t block, int64_t first, int64_t outputs, const int32_t* sums) const {
+    const QuantizedRow& row = in.rows[r];
+    float* up = uppers(r, block);
+    Largest largest = {lower + (r * blocks + block) * call->k, call->k};
+    largest.clear();
+    V top = splat(-INFINITY);
+    I nan = {};
+    for (int64_t i = 0; i < outputs; i += kLanes) {
+      const int64_t used = outputs - i;
+      const Estimate e =
+          estimate(call->layer, first + i, used, row, in.planes, sums + i, kTopKClasses, V{});
+      const V high = e.value + e.reach, low = e.value - e.reach;
+      store(up + i, high);
+      const I wanted = used >= kLanes ? splat(-1) : lanes() < splat(static_cast<int32_t>(used));
+      nan |= reinterpret_cast<I>(high != high) & wanted;
+      top = select(reinterpret_cast<I>(high > top) & wanted, high, top);
+      uint32_t better = bits(reinterpret_cast<I>(low > splat(largest.values[0])) & wanted);
+      for (; better; better &= better - 1) largest.put(low[__builtin_ctz(better)]);
+    }
+    float best = top[0];
+    for (int lane = 1; lane < kLanes; lane++) best = top[lane] > best ? top[lane] : best;
+    most[r * blocks + block] = bits(nan) ? NAN : best;
+  }
+
+  // Lists the classes of a row that can be among the k best.
+  void list_row(int64_t r, float* storage) const {
+    const int64_t outputs = call->layer.outputs;
+    int32_t* to = classes + r * outputs;
+    int64_t count = 0;
+    if (!in.rows[r].usable) {
+      for (int64_t n = 0; n < outputs; n++) to[n] = static_cast<int32_t>(n);
+      listed[r] = outputs;
+      return;
+    }
+    Largest largest = {storage, call->k};
+    largest.clear();
+    const float* lows = lower + r * blocks * call->k;
+    for (int64_t i = 0; i < blocks * call->k; i++) largest.put(lows[i]);
+    const float bar = largest.values[0];
+    for (int64_t b = 0; b < blocks; b++) {
+      if (most[r * blocks + b] < bar) continue;  // a NaN is not below
+      const float* up = uppers(r, b);
+      const int64_t first = b * kTopKClasses, used = min_of(kTopKClasses, outputs - first);
+      for (int64_t i = 0; i < used; i++) {
+        to[count] = static_cast<int32_t>(first + i);
+        count += !(up[i] < bar);
+      }
+    }
+    listed[r] = count;
+  }
+
+  static void finish_task(void* user, size_t index) {
+    const QuantizedTopKPlan& p = *static_cast<const QuantizedTopKPlan*>(user);
+    const Quantized& layer = p.call->layer;
+    int64_t r = 0;
+    while (p.starts[r + 1] <= static_cast<int64_t>(index)) r++;
+    const int64_t begin = (static_cast<int64_t>(index) - p.starts[r]) * kTopKFinish;
+    const int64_t end = min_of(begin + kTopKFinish, p.listed[r]);
+    const int32_t* which = p.classes + r * layer.outputs;
+    const float* x = p.call->x + (p.first_row + r) * layer.groups;
+    const int64_t apart = rows_ahead(layer.groups);
+    for (int64_t i = begin; i < min_of(begin + apart, end); i++) {
+      prefetch_row(layer.weight + which[i] * layer.groups, layer.groups);
+    }
+    for (int64_t i = begin; i < end; i++) {
+      const float* weight = layer.weight + which[i] * layer.groups;
+      const float* ahead = i + apart < end ? layer.weight + which[i + apart] * layer.groups : nullptr;
+      float sum;
+      dots<1, false>(weight, &x, layer.groups, ahead, &sum, nullptr);
+      p.scores[r * layer.outputs + i] = sum + layer.bias[which[i]];
+    }
+  }
+
+  // Whether the classes that remain are the answer as they are: one class, and its score is not wanted.
+  bool decided(int64_t r) const { return listed[r] == 1 && call->k == 1 && !call->values; }
+
+  // Equal scores: the class with the lower index comes first (the higher one if select_last, with k = 1).
+  void choose(int64_t r) const {
+    const int64_t k = call->k, n = listed[r];
+    int64_t* index = call->index + (first_row + r) * k;
+    const int32_t* which = classes + r * call->layer.outputs;
+    if (decided(r)) {
+      index[0] = which[0];
+      return;
+    }
+    const float* score = scores + r * call->layer.outputs;
+    float best[kMostK];
+    int64_t place[kMostK], held = 0;
+    for (int64_t i = 0; i < n; i++) {
+      // As in the dense layer, a NaN is above nothing, but nothing is above one in first place.
+      const bool first = k == 1 && which[i] == 0;
+      const float value = score[i] == score[i] ? score[i] : first ? INFINITY : -INFINITY;
+      const bool tie = call->select_last && held == k && value == best[k - 1];
+      if (held == k && !(value > best[k - 1]) && !tie) continue;
+      int64_t at = held < k ? held : k - 1;
+      for (; at > 0 && value > best[at - 1]; at--) {
+        best[at] = best[at - 1];
+        place[at] = place[at - 1];
+      }
+      best[at] = value;
+      place[at] = i;
+      held += held < k;
+    }
+    for (int64_t i = 0; i < k; i++) index[i] = which[place[i]];
+    for (int64_t i = 0; call->values && i < k; i++) {
+      call->values[(first_row + r) * k + i] = score[place[i]];
+    }
+  }
+
+  bool run() {
+    in.fill(call->x + first_row * call->layer.groups, rows);
+    const int64_t passes = blocks_of(rows, in.rows_per_pass());
+    if (!env->parallel(env->context, static_cast<size_t>(passes * blocks), bound_task, this) || failed) return false;
+    float storage[kMostK];
+    starts[0] = 0;
+    for (int64_t r = 0; r < rows; r++) {
+      list_row(r, storage);
+      const int64_t left = decided(r) ? 0 : listed[r];
+      *call->survivors += left;
+      starts[r + 1] = starts[r] + blocks_of(left, kTopKFinish);
+    }
+    if (!env->parallel(env->context, static_cast<size_t>(starts[rows]), finish_task, this)) return false;
+    for (int64_t r = 0; r < rows; r++) choose(r);
+    return true;
+  }
+};
+
+static bool quantized_top_k(const QuantizedTopKCall& call, const Env& env) {
+  call.survivors[0] = 0;
+  const int64_t outputs = call.layer.outputs;
+  QuantizedTopKPlan plan;
+  plan.call = &call;
+  plan.env = &env;
+  plan.blocks = blocks_of(outputs, kTopKClasses);
+  const int64_t group = max_of(1, min_of(call.rows, kTopKState / outputs));
+  const auto layout = [&](char* base) {
+    Carver carver(base);
+    plan.in.carve(carver, group, call.layer.groups);
+    plan.upper = carver.take<float>(group * plan.blocks * kTopKClasses);
+    plan.most = carver.take<float>(group * plan.blocks);
+    plan.lower = carver.take<float>(group * plan.blocks * call.k);
+    plan.classes = carver.take<int32_t>(group * outputs);
+    plan.scores = carver.take<float>(group * outputs);
+    plan.listed = carver.take<int64_t>(group);
+    plan.starts = carver.take<int64_t>(group + 1);
+    return carver.used();
+  };
+  Lease scratch(*env.per_call, layout(nullptr));
+  if (!scratch.data()) return false;
+  layout(scratch.data());
+  for (int64_t r = 0; r < call.rows; r += group) {
+    plan.first_row = r;
+    plan.rows = min_of(group, call.rows - r);
+    if (!plan.run()) return false;
+  }
+  return true;
+}
+
+}  // namespace EXPRUNE_ISA
+}  // namespace exprune

@@ -1,0 +1,13 @@
+// The scalar kernels of scalar_quantized.cpp, for the table in scalar.cpp.
+#pragma once
+
+#include "registry.h"
+
+namespace exprune {
+namespace scalar {
+
+bool quantized_gemm(const QuantizedGemmCall& call, const Env& env);
+bool quantized_top_k(const QuantizedTopKCall& call, const Env& env);
+
+}  // namespace scalar
+}  // namespace exprune
