@@ -66,7 +66,7 @@ def _with_shares(site: Site, plans: Sequence[SitePlan]) -> list[SitePlan]:
     weight = site.load_weight()
     if nonzero_share(weight) < 1:
         for plan_ in plans:
-            if plan_.staged and plan_.estimate != "low-rank":
+            if plan_.staged:
                 plan_.nonzero = chunks.chunk_shares(weight, plan_.order, plan_.ends)
     return list(plans)
 
