@@ -85,7 +85,7 @@ def _plan_margin(
         needed = np.sort(head.needed_width(total, final, form))
         for i, budget in enumerate(budgets):
             width, lost = head.width_for(needed, budget)
-            share = _share(head.candidates(total, form, width))
+            share = _share(head.candidates(total[: head.SHARE_ROWS], form, width))
             saved = _saved(site, test, end, share)
             held = best[i]
             if saved > 0 and (held is None or saved > held[0]):

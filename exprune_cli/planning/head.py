@@ -16,6 +16,8 @@ from exprune_cli.planning.calibrated import fit
 
 #: How much wider a margin gets, as a share, for every factor of e that a budget is below one row.
 _TAIL = 0.25
+#: Rows that the share of decided classes is estimated on: every row holds all classes.
+SHARE_ROWS = 256
 
 
 def threshold_form(bias: np.ndarray, groups: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -167,7 +167,7 @@ def _head(
         needed = np.sort(head.needed_width(estimate, final, form))
         for i, budget in enumerate(budgets):
             width, lost = head.width_for(needed, budget)
-            alive = head.candidates(estimate, form, width).sum(axis=1)
+            alive = head.candidates(estimate[: head.SHARE_ROWS], form, width).sum(axis=1)
             share = 1 - float(np.where(alive == 1, 0, alive).mean()) / site.outputs
             saved = share - estimate_share(site, rank)
             held = best[i]
