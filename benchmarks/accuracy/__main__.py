@@ -10,6 +10,8 @@ tuning and for choosing candidates. The test data are run at the end, on what wa
 from __future__ import annotations
 
 import argparse
+import base64
+import html
 import json
 import time
 from pathlib import Path
@@ -57,6 +59,22 @@ def table(name: str, results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+_PAGE = """<!doctype html><meta charset="utf-8"><title>FLOPs against accuracy</title>
+<style>body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .8em;text-align:right}
+td:first-child,th:first-child,td:last-child{text-align:left}</style><h1>FLOPs against accuracy</h1>"""
+
+
+def section(name: str, results: list[Result], image: Path) -> str:
+    """One model's part of the page: its table and its plot, nothing outside the page."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table(name, results).splitlines()
+    ]
+    del rows[1]
+    lines = [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    picture = base64.b64encode(image.read_bytes()).decode()
+    return f"<h2>{html.escape(name)}</h2><table>{''.join(lines)}</table><img src='data:image/png;base64,{picture}'>"
+
+
 def plot(name: str, results: list[Result], path: Path) -> None:
     """FLOPs against drop on the test data, each method's front."""
     import matplotlib
@@ -96,6 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     names = args.model or [name for name, case in CASES.items() if (MODELS / case.model).exists()]
     plain = {}
+    page = [_PAGE]
     for name in names:
         start = time.perf_counter()
         results = run(CASES[name], args.method or list(METHODS), trials, args.quick)
@@ -105,6 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
         (args.output / f"{file}.md").write_text(text + "\n")
         plot(name, results, args.output / f"{file}.png")
         plain[name] = [_plain(result) for result in results]
+        page.append(section(name, results, args.output / f"{file}.png"))
+    (args.output / "report.html").write_text("\n".join(page) + "\n")
     (args.output / "results.json").write_text(json.dumps(plain, indent=1) + "\n")
 
 

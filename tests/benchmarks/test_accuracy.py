@@ -80,6 +80,8 @@ def test_quick_form(tmp_path: Path) -> None:
         "SnaPEA, exact",
         "SnaPEA, predictive",
     } <= methods
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/png;base64," in page and "SnaPEA, predictive" in page and "http" not in page
     text = (tmp_path / "graph_gcn.md").read_text()
     assert all(method in text for method in methods)
     ours = next(result for result in plain if result["method"] == "ours")
