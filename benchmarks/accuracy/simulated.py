@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -161,7 +162,7 @@ class _Builder:
     def _name(self, part: str) -> str:
         return f"sim {self.site.name} {part}"
 
-    def _op(self, op: str, inputs: Sequence[str], part: str, **attributes: object) -> str:
+    def _op(self, op: str, inputs: Sequence[str], part: str, **attributes: Any) -> str:
         name = self._name(part)
         self._nodes.append(helper.make_node(op, list(inputs), [name], name + " node", **attributes))
         return name
