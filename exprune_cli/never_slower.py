@@ -64,6 +64,7 @@ def keep_faster(
     options: Options,
     feeds: Sequence[Feeds],
     progress: Progress | None = None,
+    batch: int = 1,
 ) -> tuple[dict[str, SitePlan], dict[str, SiteTiming]]:
     """Times every staged form of every site; the fastest one is taken if it wins, else it stays dense.
 
@@ -73,6 +74,7 @@ def keep_faster(
         options: Plans by site name, at least one each.
         feeds: Inputs of the whole model, one run each.
         progress: Where progress is shown.
+        batch: Batch size that the model is meant for; ``feeds`` may have another one.
 
     Returns:
         The plans, and the timings by site name.
@@ -85,6 +87,10 @@ def keep_faster(
     cold = weights > last_cache_bytes() // 2
     seconds = min(_SITE_SECONDS, _SECONDS / max(1, len(timed)))
     inputs = site_inputs(model, timed, feeds)
+    for site in timed:
+        if rows_vary(site, shapes):
+            meant = _meant_rows(site, inputs[site.name][0], feeds[0], batch)
+            inputs[site.name] = with_rows(inputs[site.name], meant, site.transposed_input)
     kept = {site.name: options[site.name][0] for site in sites}
     timings: dict[str, SiteTiming] = {}
     for site in timed:
@@ -106,6 +112,16 @@ def keep_faster(
         if progress is not None:
             progress.advance()
     return kept, timings
+
+
+def _meant_rows(site: Site, inputs: Feeds, feeds: Feeds, batch: int) -> int:
+    """Rows of a Gemm or MatMul at the batch meant, from those at the batch of the inputs.
+
+    Files of samples whose batch is not their first axis cannot be cut: they are timed by their rows.
+    """
+    given = next((value.shape[0] for value in feeds.values() if value.ndim), 1)
+    rows = max(1, inputs["in_0"].size // site.groups)
+    return max(1, rows * batch // max(1, given))
 
 
 def rows_vary(site: Site, shapes: Mapping[str, Dims]) -> bool:

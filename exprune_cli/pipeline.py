@@ -77,6 +77,7 @@ class _Job:
     probe: DataSet | None = None
     feeds: Sequence[Feeds] | None = None
     latency: bool = False
+    batch: int = 1
     settled: dict[str, SitePlan] = field(default_factory=dict)
     timings: dict[str, SiteTiming] = field(default_factory=dict)
 
@@ -134,7 +135,7 @@ def optimize_model(
         probe, held_out = _apart(data, held_out, seed)
     job = _Job(model, matches, calibration, held_out, progress, probe)
     if objective == "latency" and matches.sites:
-        job.latency = True
+        job.latency, job.batch = True, batch or 1
         job.feeds = never_slower.timing_feeds(model, probe or data, batch or 1, seed) if measure else None
     record = Record(
         tool=f"exprune {__version__}",
@@ -308,7 +309,7 @@ def _faster(job: _Job, plans: Mapping[str, SitePlan]) -> Mapping[str, SitePlan]:
     options = {site.name: _options(job, site, plans[site.name]) for site in sites}
     if job.feeds is None:
         return {**plans, **never_slower.keep_expected(sites, options, infer_shapes(job.model.proto))}
-    kept, timings = never_slower.keep_faster(job.model, sites, options, job.feeds, job.progress)
+    kept, timings = never_slower.keep_faster(job.model, sites, options, job.feeds, job.progress, job.batch)
     job.timings.update(timings)
     return {**plans, **kept}
 

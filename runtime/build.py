@@ -28,6 +28,7 @@ SOURCES = (
     "ort.cpp",
     "cpu.cpp",
     "scratch.cpp",
+    "pages.cpp",
     "staged.cpp",
     "prefix_gemm.cpp",
     "prefix_conv.cpp",

@@ -9,6 +9,7 @@
 
 #include "kernels/registry.h"
 #include "ort_abi.h"
+#include "pages.h"
 
 namespace exprune {
 
@@ -87,10 +88,11 @@ bool infer_attribute_ints(const OrtShapeInferContext* context, const char* name,
                           size_t capacity, size_t* count);
 bool infer_attribute_int(const OrtShapeInferContext* context, const char* name, int64_t* value);
 
-// What every kernel object has: the working memory of its node.
+// What every kernel object has: the working memory of its node, and what it asked of the system.
 struct KernelBase {
   ScratchPool per_call;
   ScratchPool per_task;
+  LargePages pages;
 };
 
 // Runs kernels on the session's own threads, and keeps the status when that fails.

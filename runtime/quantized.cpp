@@ -2,7 +2,7 @@
 
 namespace exprune {
 
-OrtStatus* read_quantized(const Call& call, QuantizedInputs* in, Quantized* layer) {
+OrtStatus* read_quantized(const Call& call, LargePages& pages, QuantizedInputs* in, Quantized* layer) {
   EXPRUNE_RETURN_IF_ERROR(call.input(0, "X", ort::kFloat, &in->x));
   EXPRUNE_RETURN_IF_ERROR(call.input(1, "codes", ort::kUint8, &in->codes));
   EXPRUNE_RETURN_IF_ERROR(call.input(2, "scale", ort::kFloat, &in->scale));
@@ -23,16 +23,18 @@ OrtStatus* read_quantized(const Call& call, QuantizedInputs* in, Quantized* laye
   }
   const int64_t dims[2] = {in->weight.dims[0], groups};
   EXPRUNE_RETURN_IF_ERROR(call.shape(in->weight, "W", "[N, G]", dims, 2));
-  const int64_t packed = (groups + kPackedCodes - 1) / kPackedCodes * kPackedBytes;
-  const int64_t code_dims[2] = {dims[0], in->codes.rank == 2 && in->codes.dims[1] == packed ? packed : groups};
-  EXPRUNE_RETURN_IF_ERROR(call.shape(in->codes, "codes", "[N, G] or [N, 192 ceil(G / 256)]", code_dims, 2));
+  const int64_t width = (groups + kCodeGroups - 1) / kCodeGroups * 32;
+  layer->bits = in->codes.rank == 2 && in->codes.dims[1] == 6 * width ? 6 : 8;
+  const int64_t code_dims[2] = {(dims[0] + kQuantizedBlock - 1) / kQuantizedBlock, layer->bits * width};
+  EXPRUNE_RETURN_IF_ERROR(call.shape(in->codes, "codes", "[ceil(N / 16), ceil(G / 16) * 32 * bits]", code_dims, 2));
   EXPRUNE_RETURN_IF_ERROR(call.shape(in->scale, "scale", "[N]", dims, 1));
   EXPRUNE_RETURN_IF_ERROR(call.shape(in->error, "error", "[N]", dims, 1));
   EXPRUNE_RETURN_IF_ERROR(call.shape(in->norm, "norm", "[N]", dims, 1));
   EXPRUNE_RETURN_IF_ERROR(call.shape(in->bias, "bias", "[N]", dims, 1));
+  pages.ask_for(in->codes.data, static_cast<size_t>(in->codes.count), in->weight.data,
+                static_cast<size_t>(in->weight.count) * sizeof(float));
   layer->outputs = dims[0];
   layer->groups = groups;
-  layer->row_bytes = code_dims[1];
   layer->codes = in->codes.bytes();
   layer->scale = in->scale.floats();
   layer->error = in->error.floats();

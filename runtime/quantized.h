@@ -15,6 +15,6 @@ struct QuantizedInputs {
 };
 
 // Reads and checks the first seven inputs.
-OrtStatus* read_quantized(const Call& call, QuantizedInputs* in, Quantized* layer);
+OrtStatus* read_quantized(const Call& call, LargePages& pages, QuantizedInputs* in, Quantized* layer);
 
 }  // namespace exprune

@@ -14,7 +14,7 @@ struct QuantizedGemm : KernelBase {
     const Call call = {context, op};
     QuantizedInputs in;
     QuantizedGemmCall gemm = {};
-    EXPRUNE_RETURN_IF_ERROR(read_quantized(call, &in, &gemm.layer));
+    EXPRUNE_RETURN_IF_ERROR(read_quantized(call, pages, &in, &gemm.layer));
     const int last = in.x.rank - 1;
     int64_t y_dims[kMaxRank], y_count;
     for (int i = 0; i < last; i++) y_dims[i] = in.x.dims[i];

@@ -35,7 +35,7 @@ struct QuantizedArgMax : KernelBase {
     const Call call = {context, op};
     QuantizedInputs in;
     QuantizedTopKCall head = {};
-    EXPRUNE_RETURN_IF_ERROR(read_quantized(call, &in, &head.layer));
+    EXPRUNE_RETURN_IF_ERROR(read_quantized(call, pages, &in, &head.layer));
     const int last = in.x.rank - 1;
     int64_t dims[kMaxRank];
     for (int i = 0; i < last; i++) dims[i] = in.x.dims[i];
@@ -78,7 +78,7 @@ struct QuantizedTopK : KernelBase {
     QuantizedInputs in;
     Tensor k;
     QuantizedTopKCall head = {};
-    EXPRUNE_RETURN_IF_ERROR(read_quantized(call, &in, &head.layer));
+    EXPRUNE_RETURN_IF_ERROR(read_quantized(call, pages, &in, &head.layer));
     EXPRUNE_RETURN_IF_ERROR(call.input(kK, "k", ort::kInt64, &k));
     if (k.count != 1) return call.bad("k", "must have one element");
     head.k = k.ints()[0];

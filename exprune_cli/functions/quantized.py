@@ -1,6 +1,6 @@
 """Functions of the layers with a quantised estimate. All are lossless: the plain dense layer.
 
-``X [..., G]``, ``codes`` uint8 and ``W`` float32 ``[N, G]``, ``scale``, ``error``, ``norm`` and
+``X [..., G]``, ``codes`` uint8 (laid out for the kernel), ``W`` float32 ``[N, G]``, ``scale``, ``error``, ``norm`` and
 ``bias`` ``[N]``. Only the kernel reads the codes: ``W`` alone says what the result is.
 """
 

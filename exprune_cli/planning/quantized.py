@@ -33,7 +33,7 @@ _CUTS = (1.0, 0.9, 0.8, 0.7, 0.6)
 #: Largest weights between these keep all sums and steps normal numbers.
 _LOWEST, _HIGHEST = 1e-30, 1e30
 _ELEMENTS = 2**22  # in work at once
-_PACKED = 256  # codes of a packed group
+_BLOCK = 16  # outputs and groups of a block of codes
 
 
 #: Rows x outputs that are looked at for the share that the bound decides.
@@ -43,8 +43,8 @@ _LOOKED_AT = 2**23
 def plan_quantized(site: Site, statistics: SiteStatistics | None = None) -> SitePlan | None:
     """The lossless plan for latency: bytes decide, what they leave open is computed in full.
 
-    Heads read 6-bit codes where that saves a fifth of the bytes: their winners stand out so far
-    that four times the error hardly adds candidates. ReLU layers need the 8 bits.
+    Heads read 6-bit codes: their winners stand out so far that four times the error hardly adds
+    candidates. ReLU layers need the 8 bits.
 
     Args:
         site: The site.
@@ -56,7 +56,7 @@ def plan_quantized(site: Site, statistics: SiteStatistics | None = None) -> Site
     if site.conv is not None or site.kind == "sparse" or site.groups > MOST_GROUPS:
         return None
     head = site.kind in ("argmax", "top_k")
-    bits = 6 if head and packed_bytes(site.groups) <= 0.8 * site.groups else 8
+    bits = 6 if head else 8
     weight = site.load_weight()[:, :, 0]
     plan = SitePlan(
         site.name,
@@ -102,22 +102,21 @@ def quantized_parameters(weight: np.ndarray, bits: int = 8) -> dict[str, np.ndar
         bits: 8, or 6: three quarters of the bytes, four times the error.
 
     Returns:
-        ``codes`` uint8, ``[N, G]`` or packed as in :func:`pack`; ``scale``, ``error`` and ``norm`` ``[N]`` float32, the last
+        ``codes`` uint8, see :func:`pack`; ``scale``, ``error`` and ``norm`` ``[N]`` float32, the last
         two rounded up. Rows that cannot be coded (not finite, or out of range) have an infinite
         ``error``: all of their outputs survive.
     """
     outputs, groups = weight.shape
-    codes = np.empty((outputs, groups if bits == 8 else packed_bytes(groups)), np.uint8)
+    codes = np.empty((outputs, groups), np.uint8)
     arrays = {name: np.empty(outputs, np.float32) for name in ("scale", "error", "norm")}
     step = max(1, _ELEMENTS // max(1, groups))
     for start in range(0, outputs, step):
         part = slice(start, start + step)
-        rows, scale, error, norm = _code_rows(weight[part].astype(np.float64), 2 ** (bits - 1) - 1)
-        codes[part] = rows if bits == 8 else pack(rows)
+        codes[part], scale, error, norm = _code_rows(weight[part].astype(np.float64), 2 ** (bits - 1) - 1)
         arrays["scale"][part] = scale
         arrays["error"][part] = rounding_up(error)
         arrays["norm"][part] = rounding_up(norm)
-    return {"codes": codes, **arrays}
+    return {"codes": pack(codes, bits), **arrays}
 
 
 def _code_rows(
@@ -151,21 +150,19 @@ def _code_rows(
     return codes, scale, np.where(coded, error, np.inf), norm
 
 
-def packed_bytes(groups: int) -> int:
-    """Bytes of a row of 6-bit codes."""
-    return -(-groups // _PACKED) * (_PACKED * 3 // 4)
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes ``[N, G]`` as the kernel reads them: ``[ceil(N / 16), ceil(G / 16) * 32 * bits]`` bytes.
 
-
-def pack(codes: np.ndarray) -> np.ndarray:
-    """6-bit codes ``[N, G]`` as ``[N, 192 ceil(G / 256)]`` bytes.
-
-    Of every 256 codes the first 192 are the low bits of as many bytes; code 192 + i is spread,
-    lowest bits first, over the high bits of bytes i, 64 + i and 128 + i.
+    In blocks of 16 outputs and 16 groups, padded with codes of zero: four vectors of 64 codes, vector
+    i with groups 4 i to 4 i + 3 of every output. Of 6-bit codes, the fourth vector is spread, lowest
+    bits first, over the high bits of the other three.
     """
     outputs, groups = codes.shape
-    padded = np.full((outputs, -(-groups // _PACKED) * _PACKED), 32, np.uint8)
-    padded[:, :groups] = codes
-    parts = padded.reshape(outputs, -1, 4, _PACKED // 4)
-    last = parts[:, :, 3]
-    packed = [parts[:, :, i] | ((last >> (2 * i) & 3) << 6) for i in range(3)]
-    return np.stack(packed, axis=2).reshape(outputs, -1)
+    rows, columns = -(-outputs // _BLOCK), -(-groups // _BLOCK)
+    padded = np.full((rows * _BLOCK, columns * _BLOCK), 2 ** (bits - 1), np.uint8)
+    padded[:outputs, :groups] = codes
+    vectors = padded.reshape(rows, _BLOCK, columns, 4, 4).transpose(0, 2, 3, 1, 4).reshape(rows, columns, 4, 64)
+    if bits == 6:
+        last = vectors[:, :, 3]
+        vectors = np.stack([vectors[:, :, i] | ((last >> (2 * i) & 3) << 6) for i in range(3)], axis=2)
+    return np.ascontiguousarray(vectors).reshape(rows, -1)

@@ -14,9 +14,11 @@
 namespace exprune {
 namespace EXPRUNE_ISA {
 
-constexpr int64_t kQuantizedRows = 8;   // rows of X that one pass over the codes serves
+// Elements of a plane in memory: whole groups of codes.
+static inline int64_t plane_length(int64_t groups) { return blocks_of(groups, kCodeGroups) * kCodeGroups; }
+
 constexpr int64_t kTwoPlaneRows = 4;    // up to so many rows have two planes
-constexpr int kMostVectors = 8;         // planes of the rows of a pass
+constexpr int kMostVectors = Byte::kVectors;  // planes of the rows of a pass
 constexpr float kLowest = 1e-30f, kHighest = 1e30f;  // of max |x|: norms and steps stay normal numbers
 
 // A row of X.
@@ -111,33 +113,30 @@ struct QuantizedInput {
       rows[r] = quantize_row(x + r * groups, groups, planes, both);
     }
   }
-  int64_t rows_per_pass() const { return planes == 2 ? kTwoPlaneRows : kQuantizedRows; }
+  int64_t rows_per_pass() const { return kMostVectors / planes; }
 };
-
-static inline bool is_packed(const Quantized& layer) { return layer.row_bytes != layer.groups; }
 
 // Too much of every product, times x: see Coding::kZero.
 static inline int32_t zero_point(const Quantized& layer) {
-  return is_packed(layer) ? Codes6::kZero : Codes8::kZero;
+  return layer.bits == 6 ? Codes6::kZero : Codes8::kZero;
 }
 
 template <class Coding>
-static inline void byte_sums_of(const Quantized& layer, const uint8_t* codes, int64_t outputs,
+static inline void byte_sums_of(const uint8_t* codes, int64_t groups, int64_t blocks,
                                 const int8_t* const* planes, int64_t vectors, int64_t stride, int32_t* sums) {
-  const int64_t bytes = layer.row_bytes, groups = layer.groups;
   if (vectors == 1) {
-    byte_dots<Coding, 1>(codes, bytes, groups, outputs, planes, stride, sums);
+    byte_dots<Coding, 1>(codes, groups, blocks, planes, stride, sums);
   } else if (vectors == 2) {
-    byte_dots<Coding, 2>(codes, bytes, groups, outputs, planes, stride, sums);
+    byte_dots<Coding, 2>(codes, groups, blocks, planes, stride, sums);
   } else if (vectors <= 4) {
-    byte_dots<Coding, 4>(codes, bytes, groups, outputs, planes, stride, sums);
+    byte_dots<Coding, 4>(codes, groups, blocks, planes, stride, sums);
   } else {
-    byte_dots<Coding, 8>(codes, bytes, groups, outputs, planes, stride, sums);
+    byte_dots<Coding, kMostVectors>(codes, groups, blocks, planes, stride, sums);
   }
 }
 
-// Exact integer sums of `outputs` rows of codes with rows first .. first + count (at most rows_per_pass) of
-// X; sums is [count * planes][stride].
+// Exact integer sums of `outputs` outputs, the first one starting a block, with rows first .. first + count (at
+// most rows_per_pass) of X; sums is [kMostVectors][stride], row r's planes being at r * planes.
 static inline void byte_sums(const Quantized& layer, int64_t first_output, int64_t outputs,
                              const QuantizedInput& in, int64_t first, int64_t count, int64_t stride,
                              int32_t* sums) {
@@ -148,11 +147,13 @@ static inline void byte_sums(const Quantized& layer, int64_t first_output, int64
     const int64_t used = min_of(v, vectors - 1);
     planes[v] = in.plane(first + used / in.planes, static_cast<int>(used % in.planes));
   }
-  const uint8_t* codes = layer.codes + first_output * layer.row_bytes;
-  if (is_packed(layer)) {
-    byte_sums_of<Codes6>(layer, codes, outputs, planes, vectors, stride, sums);
+  const int64_t bytes = blocks_of(layer.groups, kCodeGroups) * 32 * layer.bits;
+  const uint8_t* codes = layer.codes + first_output / kQuantizedBlock * bytes;
+  const int64_t blocks = blocks_of(outputs, kQuantizedBlock);
+  if (layer.bits == 6) {
+    byte_sums_of<Codes6>(codes, layer.groups, blocks, planes, vectors, stride, sums);
   } else {
-    byte_sums_of<Codes8>(layer, codes, outputs, planes, vectors, stride, sums);
+    byte_sums_of<Codes8>(codes, layer.groups, blocks, planes, vectors, stride, sums);
   }
 }
 

@@ -126,7 +126,7 @@ struct QuantizedGemmPlan {
   void finish(int64_t pass, int64_t begin, int64_t end) const {
     const int64_t groups = call->layer.groups, apart = rows_ahead(groups);
     const int32_t* outputs = list + pass * call->layer.outputs;
-    for (int64_t l = begin; l < min_of(begin + apart, end); l++) {
+    for (int64_t l = begin; begin == 0 && l < min_of(apart, end); l++) {
       prefetch_row(call->layer.weight + outputs[l] * groups, groups);
     }
     for (int64_t l = begin; l < end; l++) {

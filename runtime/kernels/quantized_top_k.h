@@ -109,12 +109,56 @@ struct QuantizedTopKPlan {
       if (most[r * blocks + b] < bar) continue;  // a NaN is not below
       const float* up = uppers(r, b);
       const int64_t first = b * kTopKClasses, used = min_of(kTopKClasses, outputs - first);
-      for (int64_t i = 0; i < used; i++) {
-        to[count] = static_cast<int32_t>(first + i);
-        count += !(up[i] < bar);
+      for (int64_t i = 0; i < used; i += kLanes) {
+        uint32_t left = bits(~reinterpret_cast<I>(load(up + i) < splat(bar)));  // a NaN is not below
+        if (used - i < kLanes) left &= (1u << (used - i)) - 1;
+        for (; left; left &= left - 1) to[count++] = static_cast<int32_t>(first + i + __builtin_ctz(left));
       }
     }
     listed[r] = count;
+  }
+
+  float score_of(int64_t r, int64_t n, const float* ahead) const {
+    const float* x = call->x + (first_row + r) * call->layer.groups;
+    float sum;
+    dots<1, false>(call->layer.weight + n * call->layer.groups, &x, call->layer.groups, ahead, &sum, nullptr);
+    return sum + call->layer.bias[n];
+  }
+
+  // Of a long list, computes the k classes with the largest upper bounds first: no class whose bound is below
+  // the least of their scores can be among the k best. That takes most of a bound's width off the bar.
+  static void narrow_task(void* user, size_t index) {
+    const QuantizedTopKPlan& p = *static_cast<const QuantizedTopKPlan*>(user);
+    const int64_t r = static_cast<int64_t>(index);
+    if (p.in.rows[r].usable && p.listed[r] > 4 * p.call->k) p.narrow(r);
+  }
+
+  float upper_of(int64_t r, int64_t n) const { return uppers(r, n / kTopKClasses)[n % kTopKClasses]; }
+
+  void narrow(int64_t r) const {
+    int32_t* list = classes + r * call->layer.outputs;
+    float storage[kMostK];
+    Largest largest = {storage, call->k};
+    largest.clear();
+    for (int64_t i = 0; i < listed[r]; i++) largest.put(upper_of(r, list[i]));
+    const float level = largest.values[0];
+    float bar = INFINITY;
+    int64_t computed = 0;
+    for (int64_t i = 0; i < listed[r] && computed < call->k; i++) {
+      if (!(upper_of(r, list[i]) >= level)) continue;
+      const float score = score_of(r, list[i], nullptr);
+      if (score != score) return;  // nothing can be said
+      bar = score < bar ? score : bar;
+      computed++;
+    }
+    if (computed < call->k) return;
+    int64_t kept = 0;
+    for (int64_t i = 0; i < listed[r]; i++) {
+      const int32_t n = list[i];
+      list[kept] = n;
+      kept += !(upper_of(r, n) < bar);
+    }
+    listed[r] = kept;
   }
 
   static void finish_task(void* user, size_t index) {
@@ -125,17 +169,14 @@ struct QuantizedTopKPlan {
     const int64_t begin = (static_cast<int64_t>(index) - p.starts[r]) * kTopKFinish;
     const int64_t end = min_of(begin + kTopKFinish, p.listed[r]);
     const int32_t* which = p.classes + r * layer.outputs;
-    const float* x = p.call->x + (p.first_row + r) * layer.groups;
     const int64_t apart = rows_ahead(layer.groups);
-    for (int64_t i = begin; i < min_of(begin + apart, end); i++) {
+    // Rows are fetched ahead over the end of a task, so that the stream goes on where tasks follow each other.
+    for (int64_t i = begin; begin == 0 && i < min_of(apart, end); i++) {
       prefetch_row(layer.weight + which[i] * layer.groups, layer.groups);
     }
     for (int64_t i = begin; i < end; i++) {
-      const float* weight = layer.weight + which[i] * layer.groups;
-      const float* ahead = i + apart < end ? layer.weight + which[i + apart] * layer.groups : nullptr;
-      float sum;
-      dots<1, false>(weight, &x, layer.groups, ahead, &sum, nullptr);
-      p.scores[r * layer.outputs + i] = sum + layer.bias[which[i]];
+      const float* ahead = i + apart < p.listed[r] ? layer.weight + which[i + apart] * layer.groups : nullptr;
+      p.scores[r * layer.outputs + i] = p.score_of(r, which[i], ahead);
     }
   }
 
@@ -180,9 +221,10 @@ struct QuantizedTopKPlan {
     const int64_t passes = blocks_of(rows, in.rows_per_pass());
     if (!env->parallel(env->context, static_cast<size_t>(passes * blocks), bound_task, this) || failed) return false;
     float storage[kMostK];
+    for (int64_t r = 0; r < rows; r++) list_row(r, storage);
+    if (!env->parallel(env->context, static_cast<size_t>(rows), narrow_task, this)) return false;
     starts[0] = 0;
     for (int64_t r = 0; r < rows; r++) {
-      list_row(r, storage);
       const int64_t left = decided(r) ? 0 : listed[r];
       *call->survivors += left;
       starts[r + 1] = starts[r] + blocks_of(left, kTopKFinish);

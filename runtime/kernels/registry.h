@@ -95,16 +95,17 @@ struct SparseGemmCall {
 
 // Weights in full and as codes: w[n][g] = scale[n] * (code - zero) + (what `error` bounds).
 //
-// 8-bit codes are bytes, zero is 128. 6-bit codes have zero 32 and stand in groups of 256 in 192 bytes, the
-// last group padded: the low 6 bits of byte i < 192 are code i, and the high bits of bytes i, 64 + i and
-// 128 + i, the first ones lowest, are code 192 + i.
-constexpr int64_t kPackedCodes = 256, kPackedBytes = 192;
+// Codes stand in blocks of 16 outputs and 16 groups, both padded with zeros: a block is four vectors of 64
+// codes, vector i holding groups 4 i to 4 i + 3 of output 0, then of output 1, and so on. 8-bit codes (zero is
+// 128) are bytes. Of 6-bit codes (zero is 32) the first three vectors are the low bits of 192 bytes, and code j
+// of the fourth is in the high bits of bytes j, 64 + j and 128 + j, the first ones lowest.
+constexpr int64_t kQuantizedBlock = 16, kCodeGroups = 16;
 
 struct Quantized {
   int64_t outputs;       // N
   int64_t groups;        // G, at most kMostQuantizedGroups
-  int64_t row_bytes;     // G for 8-bit codes, 192 ceil(G / 256) for 6-bit ones
-  const uint8_t* codes;  // [N, row_bytes]
+  int bits;              // 6 or 8
+  const uint8_t* codes;  // [ceil(N / 16), ceil(G / 16) * 32 * bits]
   const float* scale;    // [N]
   const float* error;    // [N], times ||x|| it bounds what the codes and float sums add to the estimate
   const float* norm;     // [N], times ||x - x^|| it bounds what X's own codes add

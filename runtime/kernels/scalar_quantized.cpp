@@ -52,13 +52,12 @@ struct Row {
 
 // Code of weight g of output n, less its zero point.
 int level(const Quantized& q, int64_t n, int64_t g) {
-  const uint8_t* row = q.codes + n * q.row_bytes;
-  if (q.row_bytes == q.groups) return row[g] - 128;
-  row += g / kPackedCodes * kPackedBytes;
-  const int64_t i = g % kPackedCodes;
-  if (i < kPackedBytes) return (row[i] & 63) - 32;
-  const int64_t j = i - kPackedBytes;
-  return ((row[j] >> 6) | (row[64 + j] >> 6) << 2 | (row[128 + j] >> 6) << 4) - 32;
+  const int64_t blocks = (q.groups + kCodeGroups - 1) / kCodeGroups;
+  const int64_t vector = g % kCodeGroups / 4, at = n % kQuantizedBlock * 4 + g % 4;
+  const uint8_t* block = q.codes + (n / kQuantizedBlock * blocks + g / kCodeGroups) * 32 * q.bits;
+  if (q.bits == 8) return block[64 * vector + at] - 128;
+  if (vector < 3) return (block[64 * vector + at] & 63) - 32;
+  return ((block[at] >> 6) | (block[64 + at] >> 6) << 2 | (block[128 + at] >> 6) << 4) - 32;
 }
 
 struct Interval {
