@@ -89,7 +89,7 @@ def weight_inputs(node: onnx.NodeProto) -> list[str]:
     if node.domain == DOMAIN:
         if "Prefix" in node.op_type:
             return [node.input[3], node.input[4]]
-        return [node.input[3 if "LowRank" in node.op_type else 1]]
+        return [node.input[weight_input(node)]]
     if node.domain in ("", "ai.onnx") and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return list(node.input[:2])
     return []
@@ -193,11 +193,12 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
     """
     if site.outputs is None or site.groups is None or site.taps is None:
         raise ValueError(f"site {site.name} has no sizes")
+    # Without chunks a survivor is computed whole.
+    whole = site.nonzero[0] if site.nonzero and not site.ends else 1.0
     if site.kind == "sparse":
         if survivors[0] < 0:
             return dense_site_flops(site, rows)
-        share = site.nonzero[0] if site.nonzero else 1.0
-        return 2.0 * survivors[0] * site.outputs * share + rows * site.groups
+        return 2.0 * survivors[0] * site.outputs * whole + rows * site.groups
     if site.test is None and not site.ends[:-1]:  # a Conv in its exact kernel
         return dense_site_flops(site, rows)
     if site.test is None:
@@ -205,12 +206,12 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
     if survivors[0] < 0:  # the dense layer ran
         return dense_site_flops(site, rows)
     if site.estimate == "quantized":
-        return rows * site.outputs * (2.0 * site.groups + TEST_COST["bound"](0)) + 2.0 * survivors[0] * site.groups
+        return rows * site.outputs * (2.0 * site.groups + TEST_COST["bound"](0)) + 2.0 * survivors[0] * site.groups * whole
     cost = (lambda k: _BLOCK_TEST_COST) if "block" in site.parameters else TEST_COST[site.test]
     if site.estimate == "low-rank":
         # V x and U (V x) for all, then the survivors whole: the estimate is no part of the result.
         estimate = 2.0 * rows * site.parameters["rank"] * (site.groups + site.outputs)
-        return estimate + rows * site.outputs * cost(1) + 2.0 * survivors[0] * site.groups
+        return estimate + rows * site.outputs * cost(1) + 2.0 * survivors[0] * site.groups * whole
     alive: float = rows * site.outputs
     spent, start = 0.0, 0
     for check, end in enumerate(site.ends):
@@ -238,7 +239,7 @@ def int8_macs(site: SiteRecord, rows: int, survivors: Sequence[float]) -> int:
 def dense_site_flops(site: SiteRecord, rows: int) -> float:
     """FLOPs of the site's dense layer on ``rows`` rows."""
     groups = float(site.groups or 0)
-    if site.kind == "sparse" and site.nonzero:
+    if site.nonzero and not site.ends:
         groups *= site.nonzero[0]
     elif site.nonzero:
         groups = float(np.dot(np.diff([0, *site.ends]), site.nonzero))

@@ -15,7 +15,7 @@ from exprune_cli.errors import GateError, UsageError
 from exprune_cli.match import Matches, match
 from exprune_cli.measure import Baseline
 from exprune_cli.model import Model
-from exprune_cli.planning.allocation import OFFERS, allocate, rows_per_sample, saved_flops
+from exprune_cli.planning.allocation import LEVELS, OFFERS, allocate, walk_levels
 from exprune_cli.planning.blocks import can_be_blocks, exact_plan
 from exprune_cli.planning.planner import BUDGETS, plan
 from exprune_cli.planning.quantized import plan_quantized
@@ -230,7 +230,8 @@ def _plans(job: _Job, test: str, budgets: Sequence[float] = BUDGETS) -> list[dic
 def _knob(job: _Job, test: str) -> list[dict[str, SitePlan]]:
     """Plans of all sites along the knob, from the safest; sites that cannot be faster stay dense."""
     sites, calibration = job.matches.sites, job.calibration
-    priced = test == "calibrated" and job.probe is not None and calibration is not None
+    # Under ``latency`` one budget goes for all sites: a price per microsecond needs a time for every offer.
+    priced = test == "calibrated" and not job.latency and job.probe is not None and calibration is not None
     steps = _plans(job, test, OFFERS if priced else BUDGETS)
     # Where the boldest step does not win, or not against a lossless form, a more careful one cannot.
     boldest = _faster(job, steps[-1])
@@ -243,15 +244,7 @@ def _knob(job: _Job, test: str) -> list[dict[str, SitePlan]]:
     sensitivity = measure_sensitivity(job.model, sites, steps, job.probe, progress=show)
     if sensitivity is None:
         return steps
-    worth = None
-    if job.timings:
-        worth = {}
-        for site in sites:
-            saved = saved_flops(site, steps[-1][site.name], rows_per_sample(site, calibration))
-            timing = job.timings.get(site.name)
-            if saved > 0 and timing is not None:
-                worth[site.name] = max(timing.dense_us - timing.staged_us, 0.0) / saved
-    return [{**step, **job.settled} for step in allocate(sites, calibration, steps, sensitivity, worth=worth)]
+    return [{**step, **job.settled} for step in allocate(sites, calibration, steps, sensitivity)]
 
 
 def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Mapping[str, SitePlan]:
@@ -266,6 +259,8 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
     if gate.confidence is not None:
         # What timing drops after the walk would have to be tested again on the same samples, which
         # breaks the level. So every step is timed before it is tested; timings know no losses.
+        if len(steps) == len(LEVELS):
+            steps = steps[walk_levels(gate.max_drop)]
         found = search(job.model, sites, steps, job.held_out, gate, job.progress, lambda step: _faster(job, step))
     else:
         found = search(job.model, sites, steps, job.held_out, gate, job.progress)

@@ -161,7 +161,9 @@ def _margins(
     assert output.axis is not None
     result = []
     for ours, theirs in zip(scores, winners, strict=True):
-        ours, theirs = (np.moveaxis(a, output.axis, -1).reshape(-1, a.shape[output.axis]) for a in (ours, theirs))
+        ours, theirs = (
+            np.moveaxis(a, output.axis, -1).reshape(-1, a.shape[output.axis]) for a in (ours, theirs)
+        )
         winner = theirs.argmax(axis=1)
         at = np.arange(len(winner))
         own = ours[at, winner]
@@ -186,7 +188,9 @@ def _error(
         return float(np.mean(np.square(changed[near] - held[near], dtype=np.float64)))
     total = 0.0
     for ours, theirs in zip(after, before, strict=True):
-        difference = sum(float(np.square(a - b, dtype=np.float64).sum()) for a, b in zip(ours, theirs, strict=True))
+        difference = sum(
+            float(np.square(a - b, dtype=np.float64).sum()) for a, b in zip(ours, theirs, strict=True)
+        )
         size = sum(float(np.square(b, dtype=np.float64).sum()) for b in theirs)
         total += difference / (size + 1e-30)
     return total / len(outputs)

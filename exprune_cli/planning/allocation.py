@@ -27,7 +27,8 @@ OFFERS = tuple(float(value) for value in np.geomspace(2e-5, 0.5, 26))
 #: The knob: predicted loss of the whole model, as a share of changed predictions, or as the
 #: relative error of its outputs.
 LEVELS = tuple(float(value) for value in np.geomspace(3e-4, 0.45, 24))
-_HALVINGS = 40
+#: Steps of a walk that certifies: each is a pass over all held-out samples.
+_WALK = 18
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,19 @@ class Sensitivity:
         return 1.0 if self.density is None else self.density / float(np.sqrt(2 * np.pi))
 
 
+def walk_levels(max_drop: float) -> slice:
+    """The part of :data:`LEVELS` that a walk for this drop takes, chosen before any sample is seen.
+
+    It starts an order of magnitude below the drop: predictions are rough.
+    """
+    first = int(np.searchsorted(LEVELS, max_drop / 10))
+    first = min(first, len(LEVELS) - _WALK)
+    return slice(first, first + _WALK)
+
+
 def saved_flops(site: Site, plan: SitePlan, rows: float) -> float:
     """FLOPs per sample that a plan is expected to save, its tests and estimate paid."""
-    if not plan.staged or plan.pruned is None:
+    if not plan.staged or plan.pruned is None or plan.estimate == "quantized":
         return 0.0
     groups = float(site.groups)
     if plan.nonzero:
@@ -142,7 +153,9 @@ def _offer(
     staged = list({id(plan): plan for plan in plans if plan.staged}.values())
     dense = next((plan for plan in plans if not plan.staged), None)
     if dense is None:
-        dense = SitePlan(site.name, False, "it costs more quality than it saves work, at the model's one price")
+        dense = SitePlan(
+            site.name, False, "it costs more quality than it saves work, at the model's one price"
+        )
     saved = [0.0, *(value * saved_flops(site, plan, rows) for plan in staged)]
     lost = np.array([0.0, *(plan.lost_energy for plan in staged)])
     if site.kind != "argmax":
@@ -156,7 +169,7 @@ def _at_level(
     """The boldest choice of one price whose predicted loss is within ``level``."""
     low, high = 1e-30, 1e30
     chosen = _at_price(offers, kinds, sensitivity, low)[0]
-    for _ in range(_HALVINGS * 4):
+    for _ in range(160):
         middle = float(np.sqrt(low * high))
         trial, loss = _at_price(offers, kinds, sensitivity, middle)
         if loss <= level:

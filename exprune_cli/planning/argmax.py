@@ -84,8 +84,8 @@ def _plan_margin(
             form = head.threshold_form(site.bias, site.groups, end)
         needed = np.sort(head.needed_width(total, final, form))
         for i, budget in enumerate(budgets):
-            width = float(needed[min(len(needed) - 1, int(np.ceil((1 - budget) * len(needed))) - 1)])
-            share = _share(head.candidates(total, form, width))
+            width, lost = head.width_for(needed, budget)
+            share = _share(head.candidates(total[: head.SHARE_ROWS], form, width))
             saved = _saved(site, test, end, share)
             held = best[i]
             if saved > 0 and (held is None or saved > held[0]):
@@ -97,7 +97,7 @@ def _plan_margin(
                     name: values[None].astype(np.float32)
                     for name, values in (("scale", scale), ("shift", shift), ("margin", margin))
                 }
-                plan.lost_energy = float(np.mean(needed > width))
+                plan.lost_energy = lost
                 best[i] = (saved, plan)
     return [held[1] if held else dense(site, "too few classes are decided early") for held in best]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def chunk_shares(weight: np.ndarray, order: np.ndarray | None, ends: Sequence[in
     per_group = np.count_nonzero(weight, axis=(0, 2)) / (weight.shape[0] * weight.shape[2])
     per_group = per_group if order is None else per_group[order]
     bounds = [0, *(ends or [weight.shape[1]])]
-    return tuple(float(per_group[a:b].mean()) for a, b in zip(bounds, bounds[1:], strict=False))
+    return tuple(float(per_group[a:b].mean()) for a, b in pairwise(bounds))
 
 
 def candidate_ends(groups: int) -> tuple[int, ...]:

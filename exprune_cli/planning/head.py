@@ -14,6 +14,11 @@ import numpy as np
 
 from exprune_cli.planning.calibrated import fit
 
+#: How much wider a margin gets, as a share, for every factor of e that a budget is below one row.
+_TAIL = 0.25
+#: Rows that the share of decided classes is estimated on: every row holds all classes.
+SHARE_ROWS = 256
+
 
 def threshold_form(bias: np.ndarray, groups: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scale, shift and unit margin of the paper's form, each ``[N]``."""
@@ -47,6 +52,24 @@ def needed_width(partial: np.ndarray, final: np.ndarray, form: Sequence[np.ndarr
     # Every rival i asks for (e_i - e_w) / (unit_i + unit_w) at least.
     asked = (predicted - predicted[at, winner][:, None]) / (unit + unit[winner][:, None])
     return np.maximum(asked.max(axis=1), 0.0)
+
+
+def width_for(needed: np.ndarray, budget: float) -> tuple[float, float]:
+    """The margin factor that loses ``budget`` of the rows, and the share that it is expected to lose.
+
+    Rows that calibrate know nothing of budgets below one of them: the largest factor that any of them
+    needs is then widened, as an exponential tail would be.
+
+    Args:
+        needed: ``[R]`` from :func:`needed_width`, ascending.
+        budget: Share of rows whose winner may be lost.
+    """
+    count = len(needed)
+    if budget * count < 1:
+        width = float(needed[-1]) * (1 + _TAIL * float(np.log(1 / (budget * count)))) if budget > 0 else np.inf
+        return width, budget
+    width = float(needed[min(count - 1, int(np.ceil((1 - budget) * count)) - 1)])
+    return width, (float(np.sum(needed > width)) + 0.5) / count
 
 
 def candidates(partial: np.ndarray, form: Sequence[np.ndarray], width: float) -> np.ndarray:

@@ -92,8 +92,13 @@ def better(
     if statistics is None or site.conv is not None or site.kind == "sparse" or not ranks(site):
         return list(plans)
     make = _head if site.kind == "argmax" else _relu
-    ours = make(site, statistics, budgets, np.ones(site.outputs) if weights is None else weights / weights.mean())
-    return [b if b is not None and (b.saved or 0) > _saved(site, a) else a for a, b in zip(plans, ours, strict=True)]
+    ours = make(
+        site, statistics, budgets, np.ones(site.outputs) if weights is None else weights / weights.mean()
+    )
+    return [
+        b if b is not None and (b.saved or 0) > _saved(site, a) else a
+        for a, b in zip(plans, ours, strict=True)
+    ]
 
 
 def _saved(site: Site, plan: SitePlan) -> float:
@@ -159,11 +164,10 @@ def _head(
         estimate = (rows @ down.T) @ up.T
         form = head.calibrated_form(estimate, product, site.bias)
         slope, shift, sigma = form
-        needed = head.needed_width(estimate, final, form)
-        rising = np.sort(needed)
+        needed = np.sort(head.needed_width(estimate, final, form))
         for i, budget in enumerate(budgets):
-            width = float(rising[min(len(rising) - 1, int(np.ceil((1 - budget) * len(rising))) - 1)])
-            alive = head.candidates(estimate, form, width).sum(axis=1)
+            width, lost = head.width_for(needed, budget)
+            alive = head.candidates(estimate[: head.SHARE_ROWS], form, width).sum(axis=1)
             share = 1 - float(np.where(alive == 1, 0, alive).mean()) / site.outputs
             saved = share - estimate_share(site, rank)
             held = best[i]
@@ -184,7 +188,7 @@ def _head(
                     "margin": margin.astype(np.float32),
                 },
                 pruned=(share,),
-                lost_energy=float(np.mean(needed > width)),
+                lost_energy=lost,
                 saved=saved,
             )
     return best

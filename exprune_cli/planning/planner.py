@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from threadpoolctl import threadpool_limits
+
 from exprune_cli.flops import nonzero_share
 from exprune_cli.planning import chunks, low_rank
 from exprune_cli.planning.argmax import plan_argmax
@@ -14,6 +16,8 @@ from exprune_cli.sites import Calibration, Site, SitePlan, SiteStatistics
 BUDGETS = (0.0003, 0.001, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.045, 0.065, 0.1, 0.15, 0.22)
 
 
+# Products of matrices round differently on other numbers of threads, and plans must not.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def plan(
     sites: Sequence[Site],
     calibration: Calibration | None,
@@ -64,7 +68,7 @@ def _with_shares(site: Site, plans: Sequence[SitePlan]) -> list[SitePlan]:
     weight = site.load_weight()
     if nonzero_share(weight) < 1:
         for plan_ in plans:
-            if plan_.staged and plan_.estimate != "low-rank":
+            if plan_.staged:
                 plan_.nonzero = chunks.chunk_shares(weight, plan_.order, plan_.ends)
     return list(plans)
 

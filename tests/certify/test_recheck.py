@@ -103,3 +103,19 @@ def test_what_the_walk_tested_is_what_it_returns(certified: tuple[Path, Path]) -
     assert not found.plans[slow.name].staged
     assert [r.name for r in found.records if r.staged] == [n for n, p in found.plans.items() if p.staged]
     assert dataclasses.asdict(found.drop)["p_value"] <= 0.05
+
+
+def test_with_a_calibration_file_some_samples_are_kept_apart_to_plan_on(certified: tuple[Path, Path]) -> None:
+    folder = certified[0]
+    api.calibrate(folder / "mlp.onnx", folder / "data", folder / "mlp.calib", max_samples=500)
+    done = api.optimize(
+        folder / "mlp.onnx",
+        calibration=folder / "mlp.calib",
+        data=folder / "same",
+        objective="flops",
+        max_drop=MAX_DROP,
+        confidence=0.95,
+    )
+    assert done.staged and done.record.certificate is not None and done.record.quality is not None
+    # None of the 3000 was seen by the file; 128 are planned on, the others carry the certificate.
+    assert done.record.certificate["samples"] == done.record.quality["samples"] == 3000 - 128

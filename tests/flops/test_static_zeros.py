@@ -37,14 +37,18 @@ def folder(tmp_path: Path) -> Path:
     onnx.save(_pruned(0.8), tmp_path / "m.onnx")
     (tmp_path / "d").mkdir()
     rng = np.random.default_rng(1)
-    x = rng.standard_normal((COUNT, 4)) @ rng.standard_normal((4, 64)) + 0.1 * rng.standard_normal((COUNT, 64))
+    x = rng.standard_normal((COUNT, 4)) @ rng.standard_normal((4, 64)) + 0.1 * rng.standard_normal(
+        (COUNT, 64)
+    )
     np.savez(tmp_path / "d" / "x.npz", x=x.astype(np.float32))
     return tmp_path
 
 
 def test_dense_flops_count_weights_that_are_not_zero(folder: Path) -> None:
     proto = onnx.load(folder / "m.onnx")
-    whole = sum(np.count_nonzero(numpy_helper.to_array(t)) for t in proto.graph.initializer if len(t.dims) == 2)
+    whole = sum(
+        np.count_nonzero(numpy_helper.to_array(t)) for t in proto.graph.initializer if len(t.dims) == 2
+    )
     for data in (None, folder / "d"):
         report = api.report(folder / "m.onnx", None, data)
         assert report.totals.flops_dense == pytest.approx(2 * whole, abs=2)
@@ -53,7 +57,12 @@ def test_dense_flops_count_weights_that_are_not_zero(folder: Path) -> None:
 
 def test_staged_flops_are_those_of_the_chunks(folder: Path) -> None:
     api.optimize(
-        folder / "m.onnx", folder / "s.onnx", data=folder / "d", objective="flops", max_drop=0.2, test="threshold"
+        folder / "m.onnx",
+        folder / "s.onnx",
+        data=folder / "d",
+        objective="flops",
+        max_drop=0.2,
+        test="threshold",
     )
     report = api.report(folder / "s.onnx", folder / "m.onnx", folder / "d")
     assert report.staged

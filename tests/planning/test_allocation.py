@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from exprune_cli.planning.allocation import Sensitivity, allocate, saved_flops
+from exprune_cli.planning.allocation import LEVELS, Sensitivity, allocate, saved_flops, walk_levels
 from exprune_cli.sites import Calibration, Site, SitePlan, SiteStatistics
 
 GROUPS, OUTPUTS, ROWS = 32, 16, 10
@@ -84,7 +84,9 @@ def test_no_other_choice_saves_more_at_the_same_loss(seed: int) -> None:
 def test_what_costs_more_is_pruned_less() -> None:
     sites = [_site("a"), _site("b")]
     plans = _offers(sites[:1], 0)
-    plans = [{"a": step["a"], "b": _plan(sites[1], step["a"].pruned[0], step["a"].lost_energy)} for step in plans]
+    plans = [
+        {"a": step["a"], "b": _plan(sites[1], step["a"].pruned[0], step["a"].lost_energy)} for step in plans
+    ]
     sensitivity = Sensitivity({"a": ([0.01], [0.05]), "b": ([0.01], [0.01])}, None)
     chosen = allocate(sites, _calibration(sites), plans, sensitivity, (0.25,))[0]
     assert chosen["a"].lost_energy < chosen["b"].lost_energy
@@ -101,3 +103,10 @@ def test_errors_follow_what_was_measured() -> None:
         (sensitivity.loss(0.02 + 1e-9) - sensitivity.loss(0.02 - 1e-9)) / 2e-9, rel=1e-4
     )
     assert not sensitivity.square("unknown", np.array([0.5])).any()
+
+
+@pytest.mark.parametrize("max_drop", [0.0, 0.001, 0.01, 0.1, 1.0])
+def test_a_walk_is_a_bounded_part_of_the_knob(max_drop: float) -> None:
+    part = walk_levels(max_drop)
+    assert len(LEVELS[part]) == 18
+    assert part.start == 0 or LEVELS[part.start] <= max_drop

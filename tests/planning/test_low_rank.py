@@ -52,7 +52,9 @@ def test_relu_numbers_decide_what_was_planned() -> None:
         assert pruned.mean() == pytest.approx(plan.pruned[0], abs=5e-3)
         assert energy[pruned].sum() / energy.sum() <= 1.05 * budget
         rank = len(p["V"])
-        record = SiteRecord("s", "Gemm", "r", "relu", True, "", None, "low-rank", "calibrated", OUTPUTS, GROUPS, 1)
+        record = SiteRecord(
+            "s", "Gemm", "r", "relu", True, "", None, "low-rank", "calibrated", OUTPUTS, GROUPS, 1
+        )
         record.parameters["rank"] = rank
         spent = spent_flops(record, COUNT, [float((~pruned).sum())])
         assert 1 - spent / (2 * COUNT * OUTPUTS * GROUPS) == pytest.approx(plan.saved, abs=5e-3)

@@ -1,0 +1,56 @@
+"""The models, their data, and how much of it each step looks at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MODELS = Path(__file__).resolve().parents[2] / "sample_models"
+#: Drops that tables are read at.
+TARGETS = (0.001, 0.01)
+#: Validation drops that a candidate is chosen for, each; test data are run on those candidates alone.
+CHOSEN_AT = (0.0, 0.001, 0.003, 0.005, 0.01, 0.02)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and its data.
+
+    Attributes:
+        name: As in the tables.
+        model: File below ``sample_models/``.
+        calibration: Folder of calibration data there: all that any method is chosen by.
+        test: Folder of test data there, read once, at the end.
+        tuned: Samples that a tuning trial is run on.
+        validated: Samples that candidates are chosen on.
+        quick: The same two numbers, and test samples, of the quick form.
+    """
+
+    name: str
+    model: str
+    calibration: str
+    test: str
+    tuned: int
+    validated: int
+    quick: tuple[int, int, int]
+
+
+_DIGITS = ("digits_resnet/calibration", "digits_resnet/test", 40, 1000, (8, 40, 40))
+CASES = {
+    case.name: case
+    for case in (
+        Case("digits_resnet", "digits_resnet/digits_resnet.onnx", *_DIGITS),
+        Case("digits_resnet, 80 % zeros", "digits_resnet/digits_resnet_pruned80.onnx", *_DIGITS),
+        Case("digits_resnet, 90 % zeros", "digits_resnet/digits_resnet_pruned90.onnx", *_DIGITS),
+        Case(
+            "graph_gcn",
+            "graph_gcn/graph_gcn.onnx",
+            "graph_gcn/calibration",
+            "graph_gcn/test",
+            12,
+            44,
+            (2, 4, 4),
+        ),
+        Case("relu_lm", "relu_lm/relu_lm.onnx", "relu_lm/calibration", "relu_lm/test", 24, 300, (2, 8, 8)),
+    )
+}
