@@ -169,7 +169,7 @@ def _for_all_rows(
 
 def can_be_guarded(site: Site, plan: SitePlan) -> bool:
     """Whether the dense layer can stand beside the staged one without a second copy of the weights."""
-    return not site.transposed_input and (site.kind == "sparse" or plan.estimate == "quantized")
+    return not site.transposed_input and (site.kind == "sparse" or plan.estimate in ("quantized", "low-rank"))
 
 
 def keep_expected(sites: Sequence[Site], options: Options, shapes: Mapping[str, Dims]) -> dict[str, SitePlan]:

@@ -193,7 +193,7 @@ class SitePlan:
         site: Name of the site.
         staged: Whether it is staged.
         reason: Why it stays dense, or what was chosen, in one sentence.
-        estimate: ``prefix``, ``quantized``, or None (sparse sites and dense ones).
+        estimate: ``prefix``, ``quantized``, ``low-rank``, or None (sparse sites and dense ones).
         test: ``bound``, ``stats``, ``threshold``, ``calibrated``, ``zero`` (sparse), or None.
         order: ``[G]`` int64: position p of the reduction holds group ``order[p]``.
         ends: Cumulative group counts of the chunks; the last is ``G``.

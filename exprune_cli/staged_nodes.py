@@ -42,4 +42,4 @@ def weight_input(node: onnx.NodeProto) -> int:
     or ``G`` for a SparseGemm."""
     if node.op_type in ("SparseGemm", "ConvRelu"):
         return 1
-    return 5 if node.op_type.startswith("Quantized") else 3
+    return 5 if node.op_type.startswith("Quantized") else 3  # LowRank too

@@ -105,7 +105,7 @@ def _add_dense(graph: onnx.GraphProto, node: onnx.NodeProto, weights: dict[str, 
     if node.op_type == "SparseGemm":
         graph.node.append(onnx.helper.make_node("MatMul", [data, node.input[1]], [output]))
         return
-    if node.op_type.startswith("Quantized"):
+    if node.op_type.startswith(("Quantized", "LowRank")):
         whole = weights.get(node.input[weight_input(node)])
         if whole is None:
             return

@@ -16,7 +16,7 @@ from exprune_cli.sites import Site
 
 #: Position of the weight and the bias among the inputs of the ops that can be guarded, and whether
 #: the weight is ``[N, G]``.
-_WEIGHTS = {"SparseGemm": (1, 2, False), "Quantized": (5, 6, True)}
+_WEIGHTS = {"SparseGemm": (1, 2, False), "Quantized": (5, 6, True), "LowRank": (3, 4, True)}
 
 
 def guarded(graph: ModelGraph, site: Site, most_rows: int, staged: gs.Node) -> list[gs.Node]:
@@ -53,7 +53,7 @@ def _as_proto(node: gs.Node, prefix: str) -> onnx.NodeProto:
 
 
 def _dense(graph: ModelGraph, site: Site, staged: gs.Node) -> list[onnx.NodeProto]:
-    weight, bias, outputs_first = _WEIGHTS["SparseGemm" if staged.op == "SparseGemm" else "Quantized"]
+    weight, bias, outputs_first = next(at for kind, at in _WEIGHTS.items() if staged.op.startswith(kind))
     names = [tensor.name for tensor in staged.inputs]
     prefix = f"{site.name}/dense"
     linear = f"{prefix}/linear"

@@ -22,6 +22,7 @@ from exprune_cli.rules._stage import (
     OP_SUFFIX,
     chunk_inputs,
     insert,
+    low_rank_inputs,
     quantized_inputs,
     relu_inputs,
     relu_test_names,
@@ -106,6 +107,10 @@ def rewrite_relu(graph: ModelGraph, site: Site, plan: SitePlan, family: str) -> 
     if plan.estimate == "quantized":
         inputs = [*quantized_inputs(graph, site, plan), *relu_inputs(graph, site)]
         return insert(graph, site, plan, "QuantizedGemmBound", inputs, {})
+    if plan.estimate == "low-rank":
+        inputs = [*low_rank_inputs(graph, site, plan), *relu_inputs(graph, site)]
+        inputs += test_inputs(graph, site, plan, ("limit",))
+        return insert(graph, site, plan, "LowRankGemmThreshold", inputs, {})
     suffix = OP_SUFFIX[plan.test or ""]
     attributes: dict[str, object] = {}
     if suffix == "Stats":

@@ -69,6 +69,18 @@ def quantized_inputs(graph: ModelGraph, site: Site, plan: SitePlan) -> list[gs.T
     ]
 
 
+def low_rank_inputs(graph: ModelGraph, site: Site, plan: SitePlan) -> list[gs.Tensor]:
+    """``X``, ``V`` ``[r, G]``, ``U`` ``[N, r]``, ``W`` ``[N, G]``, ``bias``."""
+    prefix = f"{site.name}/"
+    return [
+        gs.Variable(site.input),
+        graph.constant(prefix + "V", plan.parameters["V"]),
+        graph.constant(prefix + "U", plan.parameters["U"]),
+        graph.constant(prefix + "W", site.load_weight()[:, :, 0]),
+        graph.constant(prefix + "bias", site.bias.astype(np.float32)),
+    ]
+
+
 def insert(
     graph: ModelGraph,
     site: Site,

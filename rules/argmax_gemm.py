@@ -7,7 +7,9 @@ before                                                         after
 [``-> Softmax, LogSoftmax, Sigmoid, Identity``, ``Mul`` or     ends, W_head, W_tail, b,
 ``Div`` by a positive number, any of them]                     <test arrays>)``
 ``-> ArgMax`` or ``TopK(k = 1)`` of which the index is used    or ``QuantizedArgMaxBound(X, codes,
-                                                               scale, error, norm, W', b)``
+                                                               scale, error, norm, W', b)`` or
+                                                               ``LowRankArgMaxThreshold(X, V, U,
+                                                               W', b, shift, margin)``
 =============================================================  ==================================
 
 Algebra: the functions in between are strictly increasing along the class axis, so the index of
@@ -33,7 +35,7 @@ from exprune_cli.rules._linear import (
     read_linear,
     small_constant,
 )
-from exprune_cli.rules._stage import OP_SUFFIX, chunk_inputs, insert, quantized_inputs, test_inputs
+from exprune_cli.rules._stage import OP_SUFFIX, chunk_inputs, insert, low_rank_inputs, quantized_inputs, test_inputs
 from exprune_cli.sites import Site, SitePlan
 
 NAME = "argmax-gemm"
@@ -103,6 +105,9 @@ def rewrite(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, str]:
     }
     if plan.estimate == "quantized":
         return insert(graph, site, plan, "QuantizedArgMaxBound", quantized_inputs(graph, site, plan), attributes)
+    if plan.estimate == "low-rank":
+        inputs = [*low_rank_inputs(graph, site, plan), *test_inputs(graph, site, plan, ("shift", "margin"))]
+        return insert(graph, site, plan, "LowRankArgMaxThreshold", inputs, attributes)
     suffix = OP_SUFFIX[plan.test or ""]
     if suffix == "Stats":
         attributes["z"] = plan.z

@@ -8,7 +8,9 @@ before                                                         after
 [``-> Add(b)``, either order] [``-> BatchNormalization``]      <test arrays>)``
 [``-> Add(other)``] ``-> Relu`` or ``Clip(0, max)``            or ``QuantizedGemmBound(X, codes,
                                                                scale, error, norm, W', b', other,
-                                                               max)``
+                                                               max)`` or ``LowRankGemmThreshold(
+                                                               X, V, U, W', b', other, max,
+                                                               limit)``
 =============================================================  ==================================
 
 Algebra: ``alpha`` and the BatchNormalization's factor go into ``W' [N, G]``, ``beta C``, biases

@@ -37,7 +37,7 @@ SETUP = """
 """
 
 
-def _count(mask: str, result: str) -> str:
+def counted(mask: str, result: str) -> str:
     """Text for the number of true classes of each row, as ``[..., 1]`` float32.
 
     A product with ones, because ReduceSum takes its axes in different ways before opset 13. Exact
@@ -71,7 +71,7 @@ def _of_leader(value: str, result: str) -> str:
 LEADER = f"""
     is_nan = IsNaN (rank_value)
     open_nan = And (open, is_nan)
-{_count("open_nan", "nans")}
+{counted("open_nan", "nans")}
     no_nan = Less (nans, one)
 {_among("open", "rank_value", "ranked")}
     leader = ArgMax <axis = -1, keepdims = 1> (ranked)
@@ -80,7 +80,7 @@ LEADER = f"""
 
 #: A decided row has one class left and counts as none.
 COUNT_CLASSES = f"""
-{_count("left", "row_left")}
+{counted("left", "row_left")}
     row_decided = Equal (row_left, one)
     row_open = Where (row_decided, zero, row_left)
     row_classes = Cast <to = 7> (row_open)
@@ -178,14 +178,14 @@ def argmax(value: str, opset: int) -> str:
 """
 
 
-def _finish(opset: int) -> str:
+def finish_index(opset: int) -> str:
     """Text for the index of each row's best undecided class.
 
     A decided row's sums may be partial, even NaN: its one class wins whatever they are.
     """
     return f"""
   score = Add (total, bias)
-{_count("undecided", "classes_left")}
+{counted("undecided", "classes_left")}
   decided = Equal (classes_left, one)
   settled_score = Where (decided, zero, score)
 {_among("undecided", "settled_score", "candidates")}
@@ -197,7 +197,7 @@ def _staged(test: Test, doc: str) -> Callable[[int], Function]:
     inputs = f"{INPUTS}, {test.inputs}".rstrip(", ")
     return lambda opset: Function(
         signature(inputs, OUTPUTS, test.attributes),
-        staged(LAYER, test, COUNT_CLASSES, _finish(opset)),
+        staged(LAYER, test, COUNT_CLASSES, finish_index(opset)),
         doc,
     )
 

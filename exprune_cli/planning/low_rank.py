@@ -19,8 +19,6 @@ from exprune_cli.planning import calibrated, chunks, head
 from exprune_cli.planning.prices import choose
 from exprune_cli.sites import Site, SitePlan, SiteStatistics
 
-#: Whether the ops LowRankGemmThreshold and LowRankArgMaxThreshold are there.
-AVAILABLE = False
 #: Ranks that are tried, as shares of the smaller side of the weight.
 RANKS = (1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4)
 #: Rows x classes that are looked at for a head.

@@ -53,7 +53,7 @@ def plan(
             plans = plan_argmax(site, statistics, test, budgets)
         else:
             plans = plan_relu(site, statistics, test, budgets, weights.get(site.name))
-        if low_rank.AVAILABLE and test == "calibrated":
+        if test == "calibrated":
             plans = low_rank.better(site, statistics, plans, budgets, weights.get(site.name))
         plans = _with_shares(site, plans)
         for table, site_plan in zip(result, plans, strict=True):

@@ -5,11 +5,11 @@
 #pragma once
 
 #include "block_conv.h"
+#include "estimated_gemm.h"
+#include "estimated_top_k.h"
 #include "prefix_argmax.h"
 #include "prefix_conv.h"
 #include "prefix_gemm.h"
-#include "quantized_gemm.h"
-#include "quantized_top_k.h"
 #include "registry.h"
 #include "sparse_gemm.h"
 
@@ -27,8 +27,10 @@ const Kernels kKernels = {
     {prefix_argmax<ByInterval<ThresholdInterval>>, prefix_argmax<ByDominance>,
      prefix_argmax<ByInterval<BoundInterval>>},
     sparse_gemm,
-    quantized_gemm,
-    quantized_top_k,
+    estimated_gemm<QuantizedSource>,
+    estimated_top_k<QuantizedSource>,
+    estimated_gemm<LowRankSource>,
+    estimated_top_k<LowRankSource>,
     block_conv,
 };
 

@@ -7,6 +7,7 @@
 #include <float.h>
 
 #include "bytes.h"
+#include "estimate.h"
 #include "registry.h"
 #include "simd.h"
 #include "tests.h"
@@ -91,7 +92,7 @@ static inline QuantizedRow quantize_row(const float* x, int64_t groups, int coun
   return row;
 }
 
-// All rows of a call.
+// All rows of a call (or of a part of it).
 struct QuantizedInput {
   int64_t groups;
   int planes;          // of a row
@@ -157,13 +158,6 @@ static inline void byte_sums(const Quantized& layer, int64_t first_output, int64
   }
 }
 
-// What is known of kLanes outputs from n on, for one row: |exact - value| <= reach, where `exact` is what
-// either the dense layer or our own finish computes in float.
-struct Estimate {
-  V value;
-  V reach;
-};
-
 // `used` lanes are wanted; offset is the computed offset. sums is the row's, by plane, at output n.
 static inline Estimate estimate(const Quantized& layer, int64_t n, int64_t used, const QuantizedRow& row,
                                 int planes, const int32_t* sums, int64_t stride, V offset) {
@@ -181,6 +175,42 @@ static inline Estimate estimate(const Quantized& layer, int64_t n, int64_t used,
             splat(kRoundingUp);
   return e;
 }
+
+// The quantised estimate as a source of estimates; see estimated_gemm.h.
+struct QuantizedSource {
+  static constexpr bool kSound = true;  // |exact - value| <= reach for certain
+  const Quantized* layer;
+  QuantizedInput in;
+
+  void carve(Carver& carver, int64_t rows) { in.carve(carver, rows, layer->groups); }
+  bool fill(const float* x, int64_t rows, const Env&) const {
+    in.fill(x, rows);
+    return true;
+  }
+  int64_t rows_per_pass() const { return in.rows_per_pass(); }
+  bool usable(int64_t row) const { return in.rows[row].usable; }
+  static size_t scratch_bytes(int64_t outputs) {
+    return static_cast<size_t>(kMostPlanes * outputs) * sizeof(int32_t);
+  }
+
+  // Calls take(row, i, used, estimate) for vectors of outputs first + i of rows first_row .. + count. The
+  // scratch is for `stride` outputs; offset(row, n, used) is the computed offset.
+  template <class Offset, class Take>
+  void estimates(int64_t first, int64_t outputs, int64_t first_row, int64_t count, int64_t stride, char* scratch,
+                 const Offset& offset, const Take& take) const {
+    int32_t* sums = reinterpret_cast<int32_t*>(scratch);
+    byte_sums(*layer, first, outputs, in, first_row, count, stride, sums);
+    for (int64_t r = 0; r < count; r++) {
+      const int64_t row = first_row + r;
+      const int32_t* row_sums = sums + r * in.planes * stride;
+      for (int64_t i = 0; i < outputs; i += kLanes) {
+        const int64_t used = outputs - i;
+        take(row, i, used, estimate(*layer, first + i, used, in.rows[row], in.planes, row_sums + i, stride,
+                                    offset(row, first + i, used)));
+      }
+    }
+  }
+};
 
 }  // namespace EXPRUNE_ISA
 }  // namespace exprune

@@ -127,8 +127,23 @@ struct Quantized {
 constexpr int64_t kMostQuantizedGroups = 65536;
 constexpr int64_t kMostK = 64;
 
-struct QuantizedGemmCall {
-  Quantized layer;
+// Weights in full, and an estimate of the outputs of low rank: U (V x) + shift, give or take `reach`.
+struct LowRank {
+  int64_t outputs;      // N
+  int64_t groups;       // G
+  int64_t rank;         // r
+  const float* down;    // V, [r, G]
+  const float* up;      // U, [N, r]
+  const float* shift;   // [N]
+  const float* reach;   // [N]; for a ReLU its negative is the limit below which an output is 0
+  const float* weight;  // [N, G]
+  const float* bias;    // [N]
+};
+
+// A Gemm with a ReLU of which some outputs are shown to be 0, and the others are computed.
+template <class Layer>
+struct EstimatedGemmCall {
+  Layer layer;
   Finish finish;
   int64_t rows;        // M
   const float* x;      // [M, G]
@@ -136,8 +151,10 @@ struct QuantizedGemmCall {
   int64_t* survivors;  // [1]
 };
 
-struct QuantizedTopKCall {
-  Quantized layer;
+// A head of which some classes are shown not to be among the k best, and the others are computed.
+template <class Layer>
+struct EstimatedTopKCall {
+  Layer layer;
   int64_t rows;
   int64_t k;           // 1 to kMostK, at most N
   bool select_last;    // of equal scores the last one wins; only for k = 1
@@ -147,6 +164,11 @@ struct QuantizedTopKCall {
   int64_t* survivors;  // [1]
 };
 
+using QuantizedGemmCall = EstimatedGemmCall<Quantized>;
+using QuantizedTopKCall = EstimatedTopKCall<Quantized>;
+using LowRankGemmCall = EstimatedGemmCall<LowRank>;
+using LowRankTopKCall = EstimatedTopKCall<LowRank>;
+
 struct Kernels {
   const char* name;
   bool (*prefix_gemm[kTestKinds])(const GemmCall&, const Env&);
@@ -155,6 +177,8 @@ struct Kernels {
   bool (*sparse_gemm)(const SparseGemmCall&, const Env&);
   bool (*quantized_gemm)(const QuantizedGemmCall&, const Env&);
   bool (*quantized_top_k)(const QuantizedTopKCall&, const Env&);
+  bool (*low_rank_gemm)(const LowRankGemmCall&, const Env&);
+  bool (*low_rank_top_k)(const LowRankTopKCall&, const Env&);
   bool (*block_conv)(const BlockConvCall&, const Env&);
 };
 

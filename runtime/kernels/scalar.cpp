@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 #include "registry.h"
-#include "scalar_quantized.h"
+#include "scalar_estimated.h"
 
 namespace exprune {
 namespace scalar {
@@ -276,6 +276,8 @@ const Kernels kKernels = {
     sparse_gemm,
     quantized_gemm,
     quantized_top_k,
+    low_rank_gemm,
+    low_rank_top_k,
     block_conv,
 };
 

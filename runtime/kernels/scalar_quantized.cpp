@@ -1,6 +1,6 @@
 // The kernels with a quantised estimate in the most obvious way, in double precision: the oracle of the fast
 // ones. See scalar.cpp.
-#include "scalar_quantized.h"
+#include "scalar_estimated.h"
 
 #include <math.h>
 

@@ -1,26 +1,33 @@
-// Gemm with a ReLU: Y [M, N] from X [M, G]. Bytes show which outputs are certainly 0; the others are
-// computed in full from the float weights.
+// Gemm with a ReLU: Y [M, N] from X [M, G]. An estimate shows which outputs are 0; the others are computed in
+// full from the float weights.
 //
-// The result is the dense layer's. Where bytes decide too little the rest of the call goes straight to the
-// float weights: the first block of outputs is the probe.
+// A Source knows the estimate:
+//   layer                      its weights and bias
+//   carve, fill                memory for the rows of a call, and what is made of them once
+//   rows_per_pass(), usable(r), scratch_bytes(outputs)
+//   estimates(...)             values and reaches of a block of outputs, see quantized.h
+//   kSound                     whether the estimate is certain. Then, where it decides too little, the rest of
+//                              the call goes straight to the float weights: the first block is the probe.
 #pragma once
 
 #include "dots.h"
+#include "low_rank.h"
 #include "quantized.h"
 
 namespace exprune {
 namespace EXPRUNE_ISA {
 
-constexpr int64_t kQuantizedOutputs = 256;  // outputs of a task of the test
+constexpr int64_t kTestOutputs = 256;       // outputs of a task of the test
 constexpr int64_t kFinishOutputs = 64;      // survivors of a task of the finish
 constexpr int64_t kFinishRows = 16;         // rows of X that one pass over a row of weights serves
 // Share of survivors from which on reading the codes first (a quarter of the bytes) does not pay.
 constexpr float kTooManySurvivors = 0.7f;
 
-struct QuantizedGemmPlan {
-  const QuantizedGemmCall* call;
+template <class Source, class Call>
+struct EstimatedGemmPlan {
+  const Call* call;
   const Env* env;
-  QuantizedInput in;
+  Source source;
   int64_t blocks;   // of outputs
   int64_t vectors;  // of kLanes outputs, in a row
   int64_t passes;   // of kFinishRows rows
@@ -40,47 +47,43 @@ struct QuantizedGemmPlan {
 
   // First stage: which of a block of outputs survive. Y is 0 until they are finished.
   static void test_task(void* user, size_t index) {
-    QuantizedGemmPlan& plan = *static_cast<QuantizedGemmPlan*>(user);
+    EstimatedGemmPlan& plan = *static_cast<EstimatedGemmPlan*>(user);
     plan.test(static_cast<int64_t>(index) + 1);  // the probe was task 0
   }
 
   void test(int64_t index) {
-    const int64_t pass = index / blocks * kFinishRows, first = index % blocks * kQuantizedOutputs;
+    const int64_t pass = index / blocks * kFinishRows, first = index % blocks * kTestOutputs;
     const int64_t rows = min_of(kFinishRows, call->rows - pass);
-    const int64_t outputs = min_of(kQuantizedOutputs, call->layer.outputs - first);
+    const int64_t outputs = min_of(kTestOutputs, call->layer.outputs - first);
     for (int64_t r = pass; r < pass + rows; r++) {
       memset(call->y + r * call->layer.outputs + first, 0, static_cast<size_t>(outputs) * sizeof(float));
     }
-    Lease scratch(*env->per_task, kMostPlanes * kQuantizedOutputs * sizeof(int32_t));
+    if (dense) {
+      for (int64_t r = pass; r < pass + rows; r++) {
+        for (int64_t i = 0; i < outputs; i += kLanes) *mask(r, first + i) = wanted(outputs - i);
+      }
+      return;
+    }
+    Lease scratch(*env->per_task, Source::scratch_bytes(kTestOutputs));
     if (!scratch.data()) {
       failed = true;
       return;
     }
-    int32_t* sums = reinterpret_cast<int32_t*>(scratch.data());
-    for (int64_t r = 0; r < rows; r += in.rows_per_pass()) {
-      const int64_t count = min_of(in.rows_per_pass(), rows - r);
-      if (!dense) byte_sums(call->layer, first, outputs, in, pass + r, count, kQuantizedOutputs, sums);
-      for (int64_t i = 0; i < count; i++) {
-        test_row(pass + r + i, first, outputs, sums + i * in.planes * kQuantizedOutputs);
-      }
+    const int64_t step = source.rows_per_pass();
+    for (int64_t r = pass; r < pass + rows; r += step) {
+      source.estimates(
+          first, outputs, r, min_of(step, pass + rows - r), kTestOutputs, scratch.data(),
+          [&](int64_t row, int64_t n, int64_t used) { return offset(row, n, used); },
+          [&](int64_t row, int64_t i, int64_t used, const Estimate& e) {
+            // A NaN is not below 0 and survives.
+            const uint32_t decided = bits(reinterpret_cast<I>(e.value + e.reach < V{}));
+            *mask(row, first + i) = source.usable(row) ? ~decided & wanted(used) : wanted(used);
+          });
     }
   }
 
-  void test_row(int64_t r, int64_t first, int64_t outputs, const int32_t* sums) const {
-    const QuantizedRow& row = in.rows[r];
-    uint32_t* to = alive + r * vectors + first / kLanes;
-    for (int64_t i = 0; i < outputs; i += kLanes) {
-      const int64_t used = outputs - i;
-      const uint32_t wanted = used >= kLanes ? ~0u >> (32 - kLanes) : (1u << used) - 1;
-      uint32_t survivors = ~0u;
-      if (!dense && row.usable) {
-        const Estimate e = estimate(call->layer, first + i, used, row, in.planes, sums + i, kQuantizedOutputs,
-                                    offset(r, first + i, used));
-        survivors = ~bits(reinterpret_cast<I>(e.value + e.reach < V{}));  // a NaN is not below 0 and survives
-      }
-      to[i / kLanes] = survivors & wanted;
-    }
-  }
+  uint32_t* mask(int64_t row, int64_t n) const { return alive + row * vectors + n / kLanes; }
+  static uint32_t wanted(int64_t used) { return used >= kLanes ? ~0u >> (32 - kLanes) : (1u << used) - 1; }
 
   int64_t rows_of(int64_t pass) const { return min_of(kFinishRows, call->rows - pass * kFinishRows); }
 
@@ -116,7 +119,7 @@ struct QuantizedGemmPlan {
   // Second stage: some of the survivors of a pass. Rows of weights are fetched ahead over the end of a task,
   // so that the stream goes on where tasks follow each other.
   static void finish_task(void* user, size_t index) {
-    const QuantizedGemmPlan& plan = *static_cast<const QuantizedGemmPlan*>(user);
+    const EstimatedGemmPlan& plan = *static_cast<const EstimatedGemmPlan*>(user);
     int64_t p = 0;
     while (plan.starts[p + 1] <= static_cast<int64_t>(index)) p++;
     const int64_t begin = (static_cast<int64_t>(index) - plan.starts[p]) * kFinishOutputs;
@@ -152,19 +155,22 @@ struct QuantizedGemmPlan {
   }
 };
 
-static bool quantized_gemm(const QuantizedGemmCall& call, const Env& env) {
+template <class Source, class Call>
+static bool estimated_gemm(const Call& call, const Env& env) {
+  using Plan = EstimatedGemmPlan<Source, Call>;
   call.survivors[0] = 0;
   if (call.rows == 0) return true;
-  QuantizedGemmPlan plan;
+  Plan plan;
   plan.call = &call;
   plan.env = &env;
-  plan.blocks = blocks_of(call.layer.outputs, kQuantizedOutputs);
+  plan.source.layer = &call.layer;
+  plan.blocks = blocks_of(call.layer.outputs, kTestOutputs);
   plan.vectors = blocks_of(call.layer.outputs, kLanes);
   plan.passes = blocks_of(call.rows, kFinishRows);
   plan.dense = false;
   const auto layout = [&](char* base) {
     Carver carver(base);
-    plan.in.carve(carver, call.rows, call.layer.groups);
+    plan.source.carve(carver, call.rows);
     plan.alive = carver.take<uint32_t>(call.rows * plan.vectors);
     plan.list = carver.take<int32_t>(plan.passes * call.layer.outputs);
     plan.starts = carver.take<int64_t>(plan.passes + 1);
@@ -174,22 +180,22 @@ static bool quantized_gemm(const QuantizedGemmCall& call, const Env& env) {
   Lease scratch(*env.per_call, layout(nullptr));
   if (!scratch.data()) return false;
   layout(scratch.data());
-  plan.in.fill(call.x, call.rows);
+  if (!plan.source.fill(call.x, call.rows, env)) return false;
 
   plan.test(0);
   if (plan.failed) return false;
-  const int64_t probed = min_of(kQuantizedOutputs, call.layer.outputs);
+  const int64_t probed = min_of(kTestOutputs, call.layer.outputs);
   int64_t alive = 0;
   for (int64_t r = 0; r < plan.rows_of(0); r++) {
     alive += plan.count_survivors(r * plan.vectors, r * plan.vectors + blocks_of(probed, kLanes));
   }
-  plan.dense = static_cast<float>(alive) > kTooManySurvivors * static_cast<float>(probed * plan.rows_of(0));
+  plan.dense = Source::kSound && static_cast<float>(alive) > kTooManySurvivors * static_cast<float>(probed * plan.rows_of(0));
   const size_t tests = static_cast<size_t>(plan.blocks * plan.passes);
-  if (!env.parallel(env.context, tests - 1, QuantizedGemmPlan::test_task, &plan) || plan.failed) return false;
+  if (!env.parallel(env.context, tests - 1, Plan::test_task, &plan) || plan.failed) return false;
   plan.list_survivors();
   call.survivors[0] = plan.count_survivors(0, call.rows * plan.vectors);
   return env.parallel(env.context, static_cast<size_t>(plan.starts[plan.passes]),
-                      QuantizedGemmPlan::finish_task, &plan);
+                      Plan::finish_task, &plan);
 }
 
 }  // namespace EXPRUNE_ISA

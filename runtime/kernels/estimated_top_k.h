@@ -1,10 +1,12 @@
-// The k best classes of X W^T + bias, best first. Bytes bound every score; the classes that can still be
-// among the k best are computed in full from the float weights.
+// The k best classes of X W^T + bias, best first. An estimate bounds every score; the classes that can still be
+// among the k best are computed in full from the float weights. See estimated_gemm.h for what a Source is.
 //
-// The classes that remain are the dense head's k best and those that the bounds cannot tell from them.
+// With a sound estimate the classes that remain are the dense head's k best and those that the bounds cannot
+// tell from them.
 #pragma once
 
 #include "dots.h"
+#include "low_rank.h"
 #include "quantized.h"
 
 namespace exprune {
@@ -30,10 +32,11 @@ struct Largest {
   }
 };
 
-struct QuantizedTopKPlan {
-  const QuantizedTopKCall* call;
+template <class Source, class Call>
+struct EstimatedTopKPlan {
+  const Call* call;
   const Env* env;
-  QuantizedInput in;  // of the rows in work
+  Source source;  // of the rows in work
   int64_t first_row, rows, blocks;
   float* upper;      // [rows][blocks * kTopKClasses], nothing below a score's bound
   float* most;       // [rows][blocks], largest of `upper`, NaN if one is NaN
@@ -48,46 +51,43 @@ struct QuantizedTopKPlan {
 
   // First stage: a block of classes for the rows of a pass.
   static void bound_task(void* user, size_t index) {
-    QuantizedTopKPlan& p = *static_cast<QuantizedTopKPlan*>(user);
-    const int64_t block = static_cast<int64_t>(index) % p.blocks;
-    const int64_t pass = static_cast<int64_t>(index) / p.blocks * p.in.rows_per_pass();
-    const int64_t count = min_of(p.in.rows_per_pass(), p.rows - pass);
-    Lease scratch(*p.env->per_task, kMostPlanes * kTopKClasses * sizeof(int32_t));
+    EstimatedTopKPlan& p = *static_cast<EstimatedTopKPlan*>(user);
+    const int64_t block = static_cast<int64_t>(index) % p.blocks, step = p.source.rows_per_pass();
+    const int64_t pass = static_cast<int64_t>(index) / p.blocks * step;
+    const int64_t count = min_of(step, p.rows - pass);
+    Lease scratch(*p.env->per_task, Source::scratch_bytes(kTopKClasses));
     if (!scratch.data()) {
       p.failed = true;
       return;
     }
-    int32_t* sums = reinterpret_cast<int32_t*>(scratch.data());
     const int64_t first = block * kTopKClasses;
     const int64_t outputs = min_of(kTopKClasses, p.call->layer.outputs - first);
-    byte_sums(p.call->layer, first, outputs, p.in, pass, count, kTopKClasses, sums);
-    for (int64_t r = 0; r < count; r++) {
-      p.bound_row(pass + r, block, first, outputs, sums + r * p.in.planes * kTopKClasses);
+    for (int64_t r = pass; r < pass + count; r++) {
+      p.largest_of(r, block).clear();
+      p.most[r * p.blocks + block] = -INFINITY;
     }
+    p.source.estimates(
+        first, outputs, pass, count, kTopKClasses, scratch.data(),
+        [](int64_t, int64_t, int64_t) { return V{}; },
+        [&](int64_t r, int64_t i, int64_t used, const Estimate& e) { p.note(r, block, i, used, e); });
   }
 
-  void bound_row(int64_t r, int64_t block, int64_t first, int64_t outputs, const int32_t* sums) const {
-    const QuantizedRow& row = in.rows[r];
-    float* up = uppers(r, block);
-    Largest largest = {lower + (r * blocks + block) * call->k, call->k};
-    largest.clear();
-    V top = splat(-INFINITY);
-    I nan = {};
-    for (int64_t i = 0; i < outputs; i += kLanes) {
-      const int64_t used = outputs - i;
-      const Estimate e =
-          estimate(call->layer, first + i, used, row, in.planes, sums + i, kTopKClasses, V{});
-      const V high = e.value + e.reach, low = e.value - e.reach;
-      store(up + i, high);
-      const I wanted = used >= kLanes ? splat(-1) : lanes() < splat(static_cast<int32_t>(used));
-      nan |= reinterpret_cast<I>(high != high) & wanted;
-      top = select(reinterpret_cast<I>(high > top) & wanted, high, top);
-      uint32_t better = bits(reinterpret_cast<I>(low > splat(largest.values[0])) & wanted);
-      for (; better; better &= better - 1) largest.put(low[__builtin_ctz(better)]);
+  Largest largest_of(int64_t r, int64_t block) const { return {lower + (r * blocks + block) * call->k, call->k}; }
+
+  // Keeps what matters of some classes' bounds.
+  void note(int64_t r, int64_t block, int64_t i, int64_t used, const Estimate& e) const {
+    const V high = e.value + e.reach, low = e.value - e.reach;
+    store(uppers(r, block) + i, high);
+    const I wanted = used >= kLanes ? splat(-1) : lanes() < splat(static_cast<int32_t>(used));
+    Largest largest = largest_of(r, block);
+    uint32_t better = bits(reinterpret_cast<I>(low > splat(largest.values[0])) & wanted);
+    for (; better; better &= better - 1) largest.put(low[__builtin_ctz(better)]);
+    float* top = most + r * blocks + block;
+    const uint32_t above = bits(~reinterpret_cast<I>(high <= splat(*top)) & wanted);  // a NaN too
+    for (uint32_t left = above; left; left &= left - 1) {
+      const float value = high[__builtin_ctz(left)];
+      if (!(value <= *top)) *top = value;  // and a NaN stays
     }
-    float best = top[0];
-    for (int lane = 1; lane < kLanes; lane++) best = top[lane] > best ? top[lane] : best;
-    most[r * blocks + block] = bits(nan) ? NAN : best;
   }
 
   // Lists the classes of a row that can be among the k best.
@@ -95,7 +95,7 @@ struct QuantizedTopKPlan {
     const int64_t outputs = call->layer.outputs;
     int32_t* to = classes + r * outputs;
     int64_t count = 0;
-    if (!in.rows[r].usable) {
+    if (!source.usable(r)) {
       for (int64_t n = 0; n < outputs; n++) to[n] = static_cast<int32_t>(n);
       listed[r] = outputs;
       return;
@@ -115,7 +115,9 @@ struct QuantizedTopKPlan {
         for (; left; left &= left - 1) to[count++] = static_cast<int32_t>(first + i + __builtin_ctz(left));
       }
     }
-    listed[r] = count;
+    // Bounds that contradict themselves (an upper one below its lower one) say nothing.
+    for (int64_t n = 0; count < call->k && n < outputs; n++) to[n] = static_cast<int32_t>(n);
+    listed[r] = count < call->k ? outputs : count;
   }
 
   float score_of(int64_t r, int64_t n, const float* ahead) const {
@@ -128,9 +130,9 @@ struct QuantizedTopKPlan {
   // Of a long list, computes the k classes with the largest upper bounds first: no class whose bound is below
   // the least of their scores can be among the k best. That takes most of a bound's width off the bar.
   static void narrow_task(void* user, size_t index) {
-    const QuantizedTopKPlan& p = *static_cast<const QuantizedTopKPlan*>(user);
+    const EstimatedTopKPlan& p = *static_cast<const EstimatedTopKPlan*>(user);
     const int64_t r = static_cast<int64_t>(index);
-    if (p.in.rows[r].usable && p.listed[r] > 4 * p.call->k) p.narrow(r);
+    if (p.source.usable(r) && p.listed[r] > 4 * p.call->k) p.narrow(r);
   }
 
   float upper_of(int64_t r, int64_t n) const { return uppers(r, n / kTopKClasses)[n % kTopKClasses]; }
@@ -162,8 +164,8 @@ struct QuantizedTopKPlan {
   }
 
   static void finish_task(void* user, size_t index) {
-    const QuantizedTopKPlan& p = *static_cast<const QuantizedTopKPlan*>(user);
-    const Quantized& layer = p.call->layer;
+    const EstimatedTopKPlan& p = *static_cast<const EstimatedTopKPlan*>(user);
+    const auto& layer = p.call->layer;
     int64_t r = 0;
     while (p.starts[r + 1] <= static_cast<int64_t>(index)) r++;
     const int64_t begin = (static_cast<int64_t>(index) - p.starts[r]) * kTopKFinish;
@@ -217,12 +219,13 @@ struct QuantizedTopKPlan {
   }
 
   bool run() {
-    in.fill(call->x + first_row * call->layer.groups, rows);
-    const int64_t passes = blocks_of(rows, in.rows_per_pass());
+    if (!source.fill(call->x + first_row * call->layer.groups, rows, *env)) return false;
+    const int64_t passes = blocks_of(rows, source.rows_per_pass());
     if (!env->parallel(env->context, static_cast<size_t>(passes * blocks), bound_task, this) || failed) return false;
     float storage[kMostK];
     for (int64_t r = 0; r < rows; r++) list_row(r, storage);
-    if (!env->parallel(env->context, static_cast<size_t>(rows), narrow_task, this)) return false;
+    // An estimate that is not certain decides as its function does: by its own bar.
+    if (Source::kSound && !env->parallel(env->context, static_cast<size_t>(rows), narrow_task, this)) return false;
     starts[0] = 0;
     for (int64_t r = 0; r < rows; r++) {
       const int64_t left = decided(r) ? 0 : listed[r];
@@ -235,17 +238,19 @@ struct QuantizedTopKPlan {
   }
 };
 
-static bool quantized_top_k(const QuantizedTopKCall& call, const Env& env) {
+template <class Source, class Call>
+static bool estimated_top_k(const Call& call, const Env& env) {
   call.survivors[0] = 0;
   const int64_t outputs = call.layer.outputs;
-  QuantizedTopKPlan plan;
+  EstimatedTopKPlan<Source, Call> plan;
   plan.call = &call;
   plan.env = &env;
+  plan.source.layer = &call.layer;
   plan.blocks = blocks_of(outputs, kTopKClasses);
   const int64_t group = max_of(1, min_of(call.rows, kTopKState / outputs));
   const auto layout = [&](char* base) {
     Carver carver(base);
-    plan.in.carve(carver, group, call.layer.groups);
+    plan.source.carve(carver, group);
     plan.upper = carver.take<float>(group * plan.blocks * kTopKClasses);
     plan.most = carver.take<float>(group * plan.blocks);
     plan.lower = carver.take<float>(group * plan.blocks * call.k);
