@@ -119,16 +119,27 @@ def tuned_paper(bench: Bench, test: str) -> Result:
     )
     study.enqueue_trial({name: bounds[0] for name, bounds in ranges.items()})
     study.optimize(objective, n_trials=bench.trials)
-    settings = [cuts(t.params) for t in _thinned(study.best_trials, _CANDIDATES)]
+    settings = [cuts(t.params) for t in _thinned(study.trials, _CANDIDATES)]
     name = f"paper's {test}, TPE"
     note = f"{bench.trials} trials on {len(bench.tuned)} samples"
     return _finish(bench, name, simulated, settings, start, note)
 
 
 def _thinned(trials: list, most: int) -> list:
-    trials = sorted(trials, key=lambda trial: trial.values[1])
-    at = np.unique(np.linspace(0, len(trials) - 1, most).round().astype(int))
-    return [trials[i] for i in at]
+    """Of equal spans of the cut, the trial each that changes least.
+
+    The front itself will not do: on few samples one trial may beat all others by luck, and nothing more
+    careful would be left to choose.
+    """
+    highest = max(trial.values[0] for trial in trials)
+    best: dict[int, tuple] = {}
+    for trial in trials:
+        cut, changed = trial.values
+        span = min(most - 1, int(most * cut / highest)) if cut > 0 and highest > 0 else 0
+        key = (changed, -cut)
+        if span not in best or key < best[span][0]:
+            best[span] = (key, trial)
+    return [trial for _, trial in best.values()]
 
 
 def _range(site: Site, calibration: Calibration, test: str) -> tuple[float, float]:
