@@ -10,7 +10,7 @@ struct LowRankInputs {
   Tensor x, down, up, weight, bias, offset, max, first, second;
 };
 
-static OrtStatus* read_low_rank(const Call& call, LowRankInputs* in, LowRank* layer) {
+static OrtStatus* read_low_rank(const Call& call, LargePages& pages, LowRankInputs* in, LowRank* layer) {
   EXPRUNE_RETURN_IF_ERROR(call.input(0, "X", ort::kFloat, &in->x));
   EXPRUNE_RETURN_IF_ERROR(call.input(1, "V", ort::kFloat, &in->down));
   EXPRUNE_RETURN_IF_ERROR(call.input(2, "U", ort::kFloat, &in->up));
@@ -34,6 +34,8 @@ static OrtStatus* read_low_rank(const Call& call, LowRankInputs* in, LowRank* la
   EXPRUNE_RETURN_IF_ERROR(call.shape(in->down, "V", "[r, G]", down, 2));
   EXPRUNE_RETURN_IF_ERROR(call.shape(in->up, "U", "[N, r]", up, 2));
   EXPRUNE_RETURN_IF_ERROR(call.shape(in->bias, "bias", "[N]", weight, 1));
+  pages.ask_for(in->up.data, static_cast<size_t>(in->up.count) * sizeof(float), in->weight.data,
+                static_cast<size_t>(in->weight.count) * sizeof(float));
   layer->outputs = outputs;
   layer->groups = groups;
   layer->rank = rank;
@@ -60,7 +62,7 @@ struct LowRankGemm : KernelBase {
     const Call call = {context, op};
     LowRankInputs in;
     LowRankGemmCall gemm = {};
-    EXPRUNE_RETURN_IF_ERROR(read_low_rank(call, &in, &gemm.layer));
+    EXPRUNE_RETURN_IF_ERROR(read_low_rank(call, pages, &in, &gemm.layer));
     const int last = in.x.rank - 1;
     const int64_t outputs = gemm.layer.outputs;
     int64_t y_dims[kMaxRank], y_count;
@@ -125,7 +127,7 @@ struct LowRankArgMax : KernelBase {
     const Call call = {context, op};
     LowRankInputs in;
     LowRankTopKCall head = {};
-    EXPRUNE_RETURN_IF_ERROR(read_low_rank(call, &in, &head.layer));
+    EXPRUNE_RETURN_IF_ERROR(read_low_rank(call, pages, &in, &head.layer));
     EXPRUNE_RETURN_IF_ERROR(read_vector(call, kLowRankBias + 1, "shift", head.layer.outputs, &in.first));
     EXPRUNE_RETURN_IF_ERROR(read_vector(call, kLowRankBias + 2, "margin", head.layer.outputs, &in.second));
     const int last = in.x.rank - 1;

@@ -1,6 +1,8 @@
 #include "pages.h"
 
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -8,25 +10,34 @@
 
 namespace exprune {
 
+constexpr size_t kLarge = 1u << 20;  // smaller arrays stay in the caches, and so do their pages' addresses
+
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
+// The pages that hold the array, its neighbours' ends included.
 static void advise(const void* data, size_t bytes) {
   constexpr uintptr_t kPage = 2u << 20;
   constexpr int kCollapse = 25;  // MADV_COLLAPSE, Linux 6.1: now and not some time later
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) & ~(kPage - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kPage - 1);
+  if (bytes < kLarge) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) & ~(kPage - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes + kPage - 1) & ~(kPage - 1);
   void* start = reinterpret_cast<void*>(begin);
-  if (begin < end && madvise(start, end - begin, MADV_HUGEPAGE) == 0) madvise(start, end - begin, kCollapse);
+  if (madvise(start, end - begin, MADV_HUGEPAGE) == 0) madvise(start, end - begin, kCollapse);
 }
 #else
 static void advise(const void*, size_t) {}
 #endif
 
-void LargePages::ask_for(const void* codes, size_t code_bytes, const void* weight, size_t weight_bytes) {
-  constexpr size_t kLarge = 8u << 20;
-  if (code_bytes < kLarge || asked_.load(std::memory_order_relaxed) == codes) return;
-  asked_.store(codes, std::memory_order_relaxed);
-  advise(codes, code_bytes);
-  advise(weight, weight_bytes);
+static bool wanted() {
+  const char* text = getenv("EXPRUNE_LARGE_PAGES");
+  return !text || strcmp(text, "0") != 0;
+}
+
+void LargePages::ask_for(const void* first, size_t first_bytes, const void* second, size_t second_bytes) {
+  if (first_bytes < kLarge || asked_.load(std::memory_order_relaxed) == first) return;
+  asked_.store(first, std::memory_order_relaxed);
+  if (!wanted()) return;
+  advise(first, first_bytes);
+  advise(second, second_bytes);
 }
 
 }  // namespace exprune

@@ -7,12 +7,13 @@
 
 namespace exprune {
 
-// Asks the system, once per kernel object, to keep weights in large pages: a stream over tens of megabytes
-// otherwise spends a fifth of its time on looking pages up. Only a hint: nothing happens where the system has
-// no such pages, or where the memory is not its own kind.
+// Asks the system, once per kernel object, to keep weights in large pages: a stream over megabytes otherwise
+// spends a tenth of its time and more on looking pages up. Only a hint: nothing happens where the system has
+// no such pages, where the memory is not of the right kind, or with EXPRUNE_LARGE_PAGES=0.
 class LargePages {
  public:
-  void ask_for(const void* codes, size_t code_bytes, const void* weight, size_t weight_bytes);
+  // Two arrays at a time; the first one stands for both.
+  void ask_for(const void* first, size_t first_bytes, const void* second, size_t second_bytes);
 
  private:
   std::atomic<const void*> asked_{nullptr};

@@ -40,6 +40,7 @@ struct SparseGemm : KernelBase {
     gemm.columns = w.dims[1];
     gemm.x = x.floats();
     gemm.w = w.floats();
+    pages.ask_for(w.data, static_cast<size_t>(w.count) * sizeof(float), nullptr, 0);
     gemm.bias = bias.floats();
     gemm.y = static_cast<float*>(y);
     gemm.survivors = survivors ? static_cast<int64_t*>(survivors) : &uncounted;
