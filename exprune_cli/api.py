@@ -333,10 +333,10 @@ def _finish(model: Model, proto: object, record: Record, staged: int, output: Pa
 
     assert isinstance(proto, onnx.ModelProto)
     path = Path(output) if output is not None else None
-    # Where nothing was staged the file stays the input's equal; only the report knows what was tried.
+    # Where nothing was changed the file stays the input's equal; only the report knows what was tried.
     built = build_report(Model(proto, path or model.path, "", model.external), record=record)
     built.optimized = staged > 0
-    if path is not None and not staged and model.path is not None and not model.external:
+    if path is not None and not staged and not record.top_k and model.path is not None and not model.external:
         try:
             write_bytes(model.path.read_bytes(), path)
         except OSError as error:

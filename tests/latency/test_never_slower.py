@@ -1,0 +1,122 @@
+"""Which forms are kept under ``latency``: decided by timings of real sessions, or by the cost model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from exprune_cli import never_slower
+from exprune_cli.match import match
+from exprune_cli.model import load
+from exprune_cli.pipeline import optimize_model
+from exprune_cli.planning.quantized import plan_quantized
+from exprune_cli.planning.relu import dense
+from exprune_cli.runtime import runtime_available
+from exprune_cli.shapes import infer_shapes
+from exprune_cli.timing import SiteTimer, SiteTiming, last_cache_bytes, random_feeds, site_inputs, with_rows
+from tests.models import build, mlp
+
+HEAD = """g (float[{n}, 64] x) => (int64[{n}] y) {{
+  a = MatMul (x, w)
+  y = ArgMax <axis: int = -1, keepdims: int = 0> (a)
+}}"""
+
+
+def head(n="N", classes=40_000):
+    return load(build(HEAD.format(n=n), {"w": np.random.default_rng(0).standard_normal((64, classes)).astype(np.float32)}))
+
+
+class Clock(SiteTimer):
+    """Times nothing: a site wins up to so many rows."""
+
+    wins_up_to = 4
+
+    def __init__(self):
+        pass
+
+    def time(self, inputs, seconds):
+        rows = inputs[0]["in_0"].size // 64
+        return SiteTiming(10.0, 5.0, 2.0 if rows <= self.wins_up_to else 0.9)
+
+
+@pytest.mark.parametrize(("wins", "rows", "most"), [(4, 1, 4), (4, 4, 4), (5, 3, 4), (1000, 1, 256)])
+def test_the_limit_is_where_winning_ends(wins, rows, most):
+    model = head()
+    (site,) = match(model).sites
+    clock = Clock()
+    clock.wins_up_to = wins
+    inputs = [{"in_0": np.ones((rows, 64), np.float32)}]
+    plan = never_slower._for_all_rows(
+        site, plan_quantized(site), clock, inputs, infer_shapes(model.proto), 0.1
+    )
+    assert plan.staged and plan.most_rows == most
+
+
+def test_a_site_that_wins_only_at_odd_sizes_stays_dense():
+    model = head()
+    (site,) = match(model).sites
+    clock = Clock()
+    clock.wins_up_to = 1
+    inputs = [{"in_0": np.ones((8, 64), np.float32)}]
+    plan = never_slower._for_all_rows(site, plan_quantized(site), clock, inputs, infer_shapes(model.proto), 0.1)
+    assert not plan.staged and "8 rows" in plan.reason
+
+
+def test_a_fixed_number_of_rows_needs_no_guard():
+    model = head(n="2")
+    (site,) = match(model).sites
+    assert not never_slower.rows_vary(site, infer_shapes(model.proto))
+    plan = plan_quantized(site)
+    assert never_slower._for_all_rows(site, plan, Clock(), [], infer_shapes(model.proto), 0.1) is plan
+
+
+def test_rows_are_cut_from_all_inputs():
+    inputs = [{"in_0": np.full((3, 2), i, np.float32), "in_1": np.full((3, 5), i, np.float32)} for i in range(4)]
+    cut = with_rows(inputs, 5, False)
+    assert [feed["in_0"].shape for feed in cut] == [(5, 2), (5, 2)]
+    assert cut[0]["in_0"][:, 0].tolist() == [0, 0, 0, 1, 1] and cut[1]["in_1"][:, 0].tolist() == [1, 2, 2, 2, 3]
+    assert with_rows(inputs, 30, False)[0]["in_0"].shape == (30, 2)
+    deep = with_rows([{"in_0": np.zeros((2, 3, 4), np.float32)}], 2, False)
+    assert deep[0]["in_0"].shape == (1, 2, 4)
+    turned = with_rows([{"in_0": np.zeros((4, 3), np.float32)}], 2, True)
+    assert turned[0]["in_0"].shape == (4, 2)
+
+
+def test_the_cost_model_takes_large_heads_only():
+    large, small = head(), head(classes=500)
+    for model, wins in ((large, True), (small, False)):
+        (site,) = match(model).sites
+        kept = never_slower.keep_expected([site], {site.name: [plan_quantized(site)]}, infer_shapes(model.proto))
+        assert kept[site.name].staged == wins
+        assert not wins or kept[site.name].most_rows == 1
+    (site,) = match(large).sites
+    already = dense(site, "no")
+    assert never_slower.keep_expected([site], {site.name: [already]}, {})[site.name] is already
+
+
+def test_without_measuring_the_file_is_the_same_everywhere():
+    model = head()
+    files = [optimize_model(model, measure=False).proto.SerializeToString(deterministic=True) for _ in range(2)]
+    assert files[0] == files[1]
+    assert optimize_model(model, measure=False).staged == 1
+
+
+@pytest.mark.skipif(not runtime_available(), reason="the native runtime is not built")
+def test_timings_stand_in_the_record():
+    done = optimize_model(load(mlp()))
+    timed = [site for site in done.record.sites if site.latency_us is not None]
+    assert timed and all(site.latency_dense_us > 0 for site in timed)
+    for site in timed:
+        assert site.staged or "slower here" in site.reason or "faster" in site.reason
+
+
+def test_site_inputs_are_what_the_model_computes():
+    model = load(mlp())
+    sites = match(model).sites
+    feeds = random_feeds(model, 2, 0, 3)
+    inputs = site_inputs(model, sites, feeds)
+    assert [len(inputs[site.name]) for site in sites] == [3] * len(sites)
+    second = next(site for site in sites if site.offset)
+    assert inputs[second.name][0]["in_1"].shape == (2, 96)
+    np.testing.assert_array_equal(inputs[sites[0].name][1]["in_0"], feeds[1]["x"])
+    assert last_cache_bytes() > 2**16
