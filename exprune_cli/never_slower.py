@@ -54,7 +54,7 @@ def timing_feeds(model: Model, data: DataSet | None, batch: int, seed: int) -> l
     """Inputs to time on: samples of the data, or random ones; None if none can be made."""
     if data is None or not len(data):
         return random_feeds(model, batch, seed, _FEEDS)
-    feeds = []
+    feeds: list[Feeds] = []
     for item in data.take(min(len(data), _FEEDS * batch), seed).batches(batch):
         feeds.append(item.feeds)
     return feeds[:_FEEDS]

@@ -137,7 +137,7 @@ def with_rows(inputs: Sequence[Feeds], rows: int, transposed: bool) -> list[Feed
         stacks[name] = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
     rank = np.ndim(inputs[0]["in_0"])
     total = len(stacks["in_0"])
-    result = []
+    result: list[Feeds] = []
     for start in range(max(1, min(total // rows, 8))):
         feed = {}
         for name, stack in stacks.items():
@@ -232,7 +232,7 @@ def random_feeds(model: Model, batch: int, seed: int, count: int = 4) -> list[Fe
     Floats are standard normal, integers 0, unknown sizes 16 (the first one ``batch``).
     """
     rng = np.random.default_rng(seed)
-    feeds = []
+    feeds: list[Feeds] = []
     for _ in range(count):
         feed = {}
         for value in model_inputs(model.proto):

@@ -35,7 +35,14 @@ from exprune_cli.rules._linear import (
     read_linear,
     small_constant,
 )
-from exprune_cli.rules._stage import OP_SUFFIX, chunk_inputs, insert, low_rank_inputs, quantized_inputs, test_inputs
+from exprune_cli.rules._stage import (
+    OP_SUFFIX,
+    chunk_inputs,
+    insert,
+    low_rank_inputs,
+    quantized_inputs,
+    test_inputs,
+)
 from exprune_cli.sites import Site, SitePlan
 
 NAME = "argmax-gemm"
@@ -106,8 +113,8 @@ def rewrite(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, str]:
     if plan.estimate == "quantized":
         return insert(graph, site, plan, "QuantizedArgMaxBound", quantized_inputs(graph, site, plan), attributes)
     if plan.estimate == "low-rank":
-        inputs = [*low_rank_inputs(graph, site, plan), *test_inputs(graph, site, plan, ("shift", "margin"))]
-        return insert(graph, site, plan, "LowRankArgMaxThreshold", inputs, attributes)
+        estimate = [*low_rank_inputs(graph, site, plan), *test_inputs(graph, site, plan, ("shift", "margin"))]
+        return insert(graph, site, plan, "LowRankArgMaxThreshold", estimate, attributes)
     suffix = OP_SUFFIX[plan.test or ""]
     if suffix == "Stats":
         attributes["z"] = plan.z

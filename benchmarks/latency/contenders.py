@@ -16,6 +16,8 @@ import exprune_cli
 from benchmarks.latency.cases import Case
 from exprune_cli.errors import ExpruneError
 
+_log = logging.getLogger(__name__)
+
 #: Samples that the calibrated form is made from.
 SAMPLES = 512
 
@@ -39,7 +41,7 @@ def make(case: Case, folder: Path) -> dict[str, Path]:
             maker(dense, target)
             made[name] = target
         except (ExpruneError, ImportError, ValueError, RuntimeError) as error:
-            logging.warning("%s: %s is left out: %s", case.name, name, str(error).splitlines()[0])
+            _log.warning("%s: %s is left out: %s", case.name, name, str(error).splitlines()[0])
     return made
 
 
