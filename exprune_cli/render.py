@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from exprune_cli.runtime import kernels_name
+
 if TYPE_CHECKING:
     from exprune_cli.reporting import Report, SiteReport
 
@@ -135,7 +137,7 @@ def _totals_table(report: Report) -> Table:
     if report.timing is not None:
         table.add_row("latency", _latency(report))
     if report.runtime is not None:
-        kind = {"native": "native", "function": "not found: ONNX functions"}[report.runtime]
+        kind = {"native": f"native, {kernels_name()} kernels", "function": "not found: ONNX functions"}[report.runtime]
         table.add_row("runtime", kind)
     if fidelity is not None:
         table.add_row("quality", _quality(report))

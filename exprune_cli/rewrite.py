@@ -9,6 +9,7 @@ import onnx
 from exprune_cli.functions import function_proto
 from exprune_cli.graph import ModelGraph
 from exprune_cli.model import Model
+from exprune_cli.planning.quantized import extra_bytes
 from exprune_cli.record import SiteRecord
 from exprune_cli.rules import RULES
 from exprune_cli.sites import Refusal, Site, SitePlan
@@ -60,6 +61,8 @@ def refusal_records(refusals: Sequence[Refusal]) -> list[SiteRecord]:
 def _record(site: Site, plan: SitePlan, names: tuple[str, str] | None) -> SiteRecord:
     node, survivors = names or (None, None)
     parameters = {"lost_energy": plan.lost_energy} if plan.staged and plan.lost_energy else {}
+    if plan.staged and plan.estimate == "quantized":
+        parameters["extra_bytes"] = extra_bytes(plan)
     if plan.most_rows is not None:
         parameters["most_rows"] = plan.most_rows
     if plan.estimate == "low-rank":

@@ -59,6 +59,14 @@ def runtime_info() -> str:
     return _info(str(runtime_library()))
 
 
+def kernels_name() -> str:
+    """The instruction set of the kernels in use, e.g. ``avx512vnni``; ``unknown`` without a library."""
+    try:
+        return runtime_info().rpartition("isa=")[2] or "unknown"
+    except ExpruneError:
+        return "unknown"
+
+
 @cache
 def _info(path: str) -> str:
     try:
