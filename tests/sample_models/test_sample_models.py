@@ -85,6 +85,10 @@ def _saved(record, rows: float, alive: np.ndarray) -> float:
     width, taps, groups = record.outputs, record.taps, record.groups
     if record.kind == "sparse":
         return 2 * width * (rows * groups - float(alive[0])) - rows * groups
+    if record.estimate == "low-rank":
+        rank = record.parameters["rank"]
+        spent = 2 * rows * rank * (groups + width) + 2 * rows * width + 2 * float(alive[0]) * groups
+        return 2 * rows * width * groups - spent
     saved, before = 0.0, rows * width
     for check, end in enumerate(record.ends[:-1]):
         now = float(alive[check])
