@@ -79,6 +79,7 @@ sys.path.insert(0, sys.argv[2])
 from tests.runtime.cases import KINDS, run
 from tests.runtime.test_sessions import case
 from tests.runtime.quantized import BAD, good, run_quantized
+from tests.runtime.test_low_rank import case as low_rank_case, run as run_low_rank
 from tests.runtime.test_block_conv import BAD_BLOCKS, CASES, block_inputs, exact_inputs
 from tests.runtime.test_door import BAD_CONV, BAD_GEMM, CONV, conv_inputs, gemm_inputs
 
@@ -105,6 +106,9 @@ for kind in ("Gemm", "ArgMax", "TopK"):
                 assert f"Quantized{kind}Bound: {where}" in str(error), error
             else:
                 raise SystemExit(f"Quantized{kind}Bound took {name}")
+for kind in ("Gemm", "ArgMax"):
+    for rows in (1, 5, 19, 0):
+        run_low_rank(library, kind, low_rank_case(kind, 0, (rows,), outputs=70, full=True), threads=2)
 for case in CASES:
     for batch in (1, 5):
         inputs, attributes = block_inputs(**case, batch=batch)
