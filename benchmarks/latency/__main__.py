@@ -21,6 +21,8 @@ from exprune_cli.runtime import runtime_info
 
 SECONDS = 6.0
 TURNS = (9, 60)  # least and most
+#: Seconds before a run on several threads: the last session's threads spin for a while when they are done.
+PAUSE = 0.02
 
 
 def main() -> None:
@@ -60,7 +62,7 @@ def run_case(case: Case, threads: Sequence[int], batches: Sequence[int] | None, 
                 if batches and batch not in batches:
                     continue
                 inputs = list(itertools.islice(case.feeds(batch, 8), 16))
-                times = in_turn(sessions, inputs, seconds)
+                times = in_turn(sessions, inputs, seconds, PAUSE if count > 1 else 0.0)
                 for name, path in made.items():
                     ratio = float(np.median(times["dense"] / times[name]))
                     milliseconds = float(np.median(times[name])) * 1e3
@@ -73,7 +75,9 @@ def run_case(case: Case, threads: Sequence[int], batches: Sequence[int] | None, 
                     )
 
 
-def in_turn(sessions: dict[str, object], inputs: Sequence[Feeds], seconds: float) -> dict[str, np.ndarray]:
+def in_turn(
+    sessions: dict[str, object], inputs: Sequence[Feeds], seconds: float, pause: float
+) -> dict[str, np.ndarray]:
     """Seconds of every run, by contender; all run on the same input before the next one is taken."""
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for one in sessions.values():
@@ -81,6 +85,7 @@ def in_turn(sessions: dict[str, object], inputs: Sequence[Feeds], seconds: float
     names, start = list(sessions), time.perf_counter()
     for turn in range(TURNS[1]):
         for name in names if turn % 2 == 0 else reversed(names):
+            time.sleep(pause)
             begin = time.perf_counter()
             sessions[name].run(None, inputs[turn % len(inputs)])
             times[name].append(time.perf_counter() - begin)

@@ -39,15 +39,15 @@ class Clock(SiteTimer):
         return SiteTiming(10.0, 5.0, 2.0 if rows <= self.wins_up_to else 0.9)
 
 
-@pytest.mark.parametrize(("wins", "rows", "most"), [(4, 1, 4), (4, 4, 4), (5, 3, 4), (1000, 1, 256)])
+@pytest.mark.parametrize(("wins", "rows", "most"), [(4, 1, 4), (4, 4, 4), (5, 3, 4), (1000, 1, 64), (1000, 100, 100)])
 def test_the_limit_is_where_winning_ends(wins, rows, most):
     model = head()
     (site,) = match(model).sites
     clock = Clock()
     clock.wins_up_to = wins
-    inputs = [{"in_0": np.ones((rows, 64), np.float32)}]
+    inputs = [{"in_0": np.ones((rows, 64), np.float32)}] * 100
     plan = never_slower._for_all_rows(
-        site, plan_quantized(site), clock, inputs, infer_shapes(model.proto), 0.1
+        site, plan_quantized(site), clock, inputs, rows, infer_shapes(model.proto), 0.1
     )
     assert plan.staged and plan.most_rows == most
 
@@ -58,7 +58,7 @@ def test_a_site_that_wins_only_at_odd_sizes_stays_dense():
     clock = Clock()
     clock.wins_up_to = 1
     inputs = [{"in_0": np.ones((8, 64), np.float32)}]
-    plan = never_slower._for_all_rows(site, plan_quantized(site), clock, inputs, infer_shapes(model.proto), 0.1)
+    plan = never_slower._for_all_rows(site, plan_quantized(site), clock, inputs, 8, infer_shapes(model.proto), 0.1)
     assert not plan.staged and "8 rows" in plan.reason
 
 
@@ -67,7 +67,7 @@ def test_a_fixed_number_of_rows_needs_no_guard():
     (site,) = match(model).sites
     assert not never_slower.rows_vary(site, infer_shapes(model.proto))
     plan = plan_quantized(site)
-    assert never_slower._for_all_rows(site, plan, Clock(), [], infer_shapes(model.proto), 0.1) is plan
+    assert never_slower._for_all_rows(site, plan, Clock(), [], 2, infer_shapes(model.proto), 0.1) is plan
 
 
 def test_rows_are_cut_from_all_inputs():
@@ -120,3 +120,14 @@ def test_site_inputs_are_what_the_model_computes():
     assert inputs[second.name][0]["in_1"].shape == (2, 96)
     np.testing.assert_array_equal(inputs[sites[0].name][1]["in_0"], feeds[1]["x"])
     assert last_cache_bytes() > 2**16
+
+
+def test_no_row_is_timed_twice():
+    """With few inputs the limit is what they are enough for."""
+    model = head()
+    (site,) = match(model).sites
+    clock = Clock()
+    clock.wins_up_to = 1000
+    inputs = [{"in_0": np.ones((1, 64), np.float32)}] * 10
+    plan = never_slower._for_all_rows(site, plan_quantized(site), clock, inputs, 1, infer_shapes(model.proto), 0.1)
+    assert plan.most_rows == 8
