@@ -10,7 +10,7 @@ import onnx
 
 from exprune_cli.measure import latency
 from exprune_cli.model import Model
-from exprune_cli.planning.chunks import saved_share
+from exprune_cli.planning.chunks import plan_saving
 from exprune_cli.planning.relu import dense
 from exprune_cli.record import SiteRecord
 from exprune_cli.sessions import Feeds
@@ -198,21 +198,13 @@ def keep_expected(sites: Sequence[Site], options: Options, shapes: Mapping[str, 
 def expected_faster(site: Site, plan: SitePlan) -> bool:
     """Whether a plan is expected to be faster on any machine, by the bytes or the FLOPs it saves."""
     if plan.estimate != "quantized":
-        return expected_saving(site, plan) >= EXPECTED_SHARE
+        saving = plan.pruned[0] if site.kind == "sparse" and plan.pruned else plan_saving(site, plan)
+        return saving >= EXPECTED_SHARE
     if site.outputs * site.groups < _EXPECTED_WEIGHTS:
         return False
     if plan.pruned is None:  # a head's winners stand out; how many zeros a ReLU makes is not known
         return site.kind in ("argmax", "top_k")
     return 0.25 + (1 - plan.pruned[0]) <= _EXPECTED_BYTES
-
-
-def expected_saving(site: Site, plan: SitePlan) -> float:
-    """Share of the site's FLOPs that its plan expects to save; 0 if unknown."""
-    if plan.pruned is None:
-        return 0.0
-    if site.kind == "sparse":
-        return plan.pruned[0]
-    return saved_share(plan.ends[:-1], site.groups, plan.pruned)
 
 
 def is_faster(model: Model, proto: onnx.ModelProto, feeds: Sequence[Feeds]) -> float:

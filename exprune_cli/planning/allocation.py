@@ -18,8 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exprune_cli.flops import TEST_COST
-from exprune_cli.planning.chunks import saved_share
+from exprune_cli.planning.chunks import plan_saving
 from exprune_cli.sites import Calibration, Site, SitePlan
 
 #: Budgets of the plans that a site offers: shares of its energy (or of a head's rows).
@@ -83,7 +82,7 @@ def walk_levels(max_drop: float) -> slice:
 
 def saved_flops(site: Site, plan: SitePlan, rows: float) -> float:
     """FLOPs per sample that a plan is expected to save, its tests and estimate paid."""
-    if not plan.staged or plan.pruned is None or plan.estimate == "quantized":
+    if not plan.staged or plan.pruned is None:
         return 0.0
     groups = float(site.groups)
     if plan.nonzero:
@@ -91,10 +90,7 @@ def saved_flops(site: Site, plan: SitePlan, rows: float) -> float:
     dense = 2.0 * rows * site.outputs * groups * site.taps
     if site.kind == "sparse":
         return dense * plan.pruned[0] - rows * site.groups
-    if plan.saved is not None:
-        return dense * plan.saved
-    cost = TEST_COST[plan.test or "calibrated"](1) / (2 * site.groups * site.taps)
-    return dense * saved_share(plan.ends[:-1], site.groups, plan.pruned, cost)
+    return dense * plan_saving(site, plan)
 
 
 def rows_per_sample(site: Site, calibration: Calibration) -> float:

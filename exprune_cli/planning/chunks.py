@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from exprune_cli.flops import nonzero_share
-from exprune_cli.sites import Site, SiteStatistics
+from exprune_cli.flops import TEST_COST, nonzero_share
+from exprune_cli.sites import Site, SitePlan, SiteStatistics
 
 #: Where a check may stand, as a share of the groups.
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
@@ -118,3 +118,18 @@ def saved_share(ends: Sequence[int], groups: int, pruned: Sequence[float], test_
         saved += (share - before) * (1 - end / groups) - (1 - before) * test_cost
         before = share
     return saved
+
+
+def plan_saving(site: Site, plan: SitePlan) -> float:
+    """Share of a site's dense FLOPs that a plan is expected to save, its tests paid; 0 if unknown.
+
+    Args:
+        site: A ReLU site or a head.
+        plan: Any plan of it. A quantised one computes all outputs, in integers: it saves none.
+    """
+    if not plan.staged or plan.pruned is None or plan.estimate == "quantized":
+        return 0.0
+    if plan.saved is not None:
+        return plan.saved
+    cost = TEST_COST[plan.test or "calibrated"](1) / (2 * site.groups * site.taps)
+    return saved_share(plan.ends[:-1], site.groups, plan.pruned, cost)

@@ -94,18 +94,9 @@ def better(
         site, statistics, budgets, np.ones(site.outputs) if weights is None else weights / weights.mean()
     )
     return [
-        b if b is not None and (b.saved or 0) > _saved(site, a) else a
+        b if b is not None and chunks.plan_saving(site, b) > chunks.plan_saving(site, a) else a
         for a, b in zip(plans, ours, strict=True)
     ]
-
-
-def _saved(site: Site, plan: SitePlan) -> float:
-    if not plan.staged or plan.pruned is None:
-        return 0.0
-    if plan.saved is not None:
-        return plan.saved
-    cost = TEST_COST["calibrated"](1) / (2 * site.groups)
-    return chunks.saved_share(plan.ends[:-1], site.groups, plan.pruned, cost)
 
 
 def _relu(

@@ -13,6 +13,7 @@ from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.planning.relu import dense
 from exprune_cli.runtime import runtime_available
 from exprune_cli.shapes import infer_shapes
+from exprune_cli.sites import SitePlan
 from exprune_cli.timing import SiteTimer, SiteTiming, last_cache_bytes, random_feeds, site_inputs, with_rows
 from tests.models import build, mlp
 
@@ -92,6 +93,15 @@ def test_the_cost_model_takes_large_heads_only():
     (site,) = match(large).sites
     already = dense(site, "no")
     assert never_slower.keep_expected([site], {site.name: [already]}, {})[site.name] is already
+
+
+@pytest.mark.parametrize(("saved", "wins"), [(0.9, True), (0.2, False)])
+def test_the_cost_model_knows_plans_without_chunks(saved, wins):
+    model = head()
+    (site,) = match(model).sites
+    plan = SitePlan(site.name, True, "", "low-rank", "calibrated", pruned=(0.95,), saved=saved)
+    kept = never_slower.keep_expected([site], {site.name: [plan]}, infer_shapes(model.proto))
+    assert kept[site.name].staged == wins
 
 
 def test_without_measuring_the_file_is_the_same_everywhere():
