@@ -69,7 +69,11 @@ class Optimized:
 
 @dataclass
 class _Job:
-    """What the steps of one run share; ``probe`` are samples to plan on, apart from ``held_out``."""
+    """What the steps of one run share.
+
+    ``probe`` are samples to plan on, apart from ``held_out``; ``settled`` are the plans of sites whose form
+    does not depend on the knob any more; ``quantized`` holds the lossless plans that were made so far.
+    """
 
     model: Model
     matches: Matches
@@ -81,6 +85,7 @@ class _Job:
     latency: bool = False
     batch: int = 1
     settled: dict[str, SitePlan] = field(default_factory=dict)
+    quantized: dict[str, SitePlan | None] = field(default_factory=dict)
     seed: int = 0
     timings: dict[str, SiteTiming] = field(default_factory=dict)
 
@@ -226,7 +231,6 @@ def _plans(job: _Job, test: str, budgets: Sequence[float] = BUDGETS) -> list[dic
     return with_blocks(job.model, sites, steps, budgets, job.calibration, seen, job.seed, report)
 
 
-
 def _knob(job: _Job, test: str) -> list[dict[str, SitePlan]]:
     """Plans of all sites along the knob, from the safest; sites that cannot be faster stay dense."""
     sites, calibration = job.matches.sites, job.calibration
@@ -309,10 +313,11 @@ def _faster(job: _Job, plans: Mapping[str, SitePlan]) -> Mapping[str, SitePlan]:
     sites = [site for site in job.matches.sites if site.name not in job.settled]
     options = {site.name: _options(job, site, plans[site.name]) for site in sites}
     if job.feeds is None:
-        return {**plans, **never_slower.keep_expected(sites, options, infer_shapes(job.model.proto))}
-    kept, timings = never_slower.keep_faster(job.model, sites, options, job.feeds, job.progress, job.batch)
-    job.timings.update(timings)
-    return {**plans, **kept}
+        kept = never_slower.keep_expected(sites, options, infer_shapes(job.model.proto))
+    else:
+        kept, timings = never_slower.keep_faster(job.model, sites, options, job.feeds, job.progress, job.batch)
+        job.timings.update(timings)
+    return {**plans, **job.settled, **kept}
 
 
 def _options(job: _Job, site: Site, chosen: SitePlan) -> list[SitePlan]:
@@ -321,8 +326,10 @@ def _options(job: _Job, site: Site, chosen: SitePlan) -> list[SitePlan]:
     A lossless prefix is none of them where there is a quantised form: it decides next to nothing
     before most of the sum is known.
     """
-    statistics = job.calibration.sites.get(site.name) if job.calibration else None
-    quantized = plan_quantized(site, statistics)
+    if site.name not in job.quantized:
+        statistics = job.calibration.sites.get(site.name) if job.calibration else None
+        job.quantized[site.name] = plan_quantized(site, statistics)
+    quantized = job.quantized[site.name]
     if quantized is None:
         return [chosen, exact_plan(site)] if chosen.block and can_be_blocks(site) else [chosen]
     return [quantized] if chosen.test == "bound" or not chosen.staged else [chosen, quantized]

@@ -8,7 +8,7 @@ import pytest
 from exprune_cli import never_slower
 from exprune_cli.match import match
 from exprune_cli.model import load
-from exprune_cli.pipeline import optimize_model
+from exprune_cli.pipeline import _faster, _Job, optimize_model
 from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.planning.relu import dense
 from exprune_cli.runtime import runtime_available
@@ -141,3 +141,13 @@ def test_no_row_is_timed_twice():
     inputs = [{"in_0": np.ones((1, 64), np.float32)}] * 10
     plan = never_slower._for_all_rows(site, plan_quantized(site), clock, inputs, 1, infer_shapes(model.proto), 0.1)
     assert plan.most_rows == 8
+
+
+def test_settled_sites_stay_what_they_became():
+    """Also where the search falls back to lossless plans, which for these sites nobody has timed."""
+    model = head()
+    matches = match(model)
+    (site,) = matches.sites
+    job = _Job(model, matches, None, None, None, latency=True)
+    job.settled = {site.name: dense(site, "slower here")}
+    assert _faster(job, {site.name: plan_quantized(site)})[site.name] is job.settled[site.name]
