@@ -142,7 +142,7 @@ def layers(case: Case) -> None:
     inputs = site_inputs(model, sites, feeds or [])
     for site in sites:
         if inputs[site.name]:
-            timer = SiteTimer(model, site, exact_plan(site), input_rank(site, shapes), cold=False)
+            timer = SiteTimer(model, site, exact_plan(site), input_rank(site, shapes))
             timing = timer.time(inputs[site.name], 1.0)
             row = f"{site.name} | {timing.dense_us:.0f} | {timing.staged_us:.0f} | {timing.speedup:.2f}x"
             print(f"| {row} |", flush=True)

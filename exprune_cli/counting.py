@@ -90,8 +90,9 @@ class FlopsCounter:
                 sums.flops = None
                 continue
             alive = np.atleast_1d(np.asarray(alive, np.int64))
-            spent = flops.spent_flops(site, rows, [float(count) for count in alive])
-            sums.int8_macs = _plus(sums.int8_macs, flops.int8_macs(site, rows, [float(count) for count in alive]))
+            counts_alive = [float(count) for count in alive]
+            spent = flops.spent_flops(site, rows, counts_alive)
+            sums.int8_macs = _plus(sums.int8_macs, flops.int8_macs(site, rows, counts_alive))
             if alive.size and alive[0] < 0:  # the dense layer ran: nothing was skipped
                 alive = np.full_like(alive, rows * ((site.groups if site.kind == "sparse" else site.outputs) or 0))
             sums.rows[site.name] = sums.rows.get(site.name, 0) + rows

@@ -5,6 +5,7 @@ Every linear op of the model has exactly one outcome: it is a site, or it is ref
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
 from collections.abc import Iterator, Sequence
@@ -120,25 +121,24 @@ def _outcome(graph: ModelGraph, node: gs.Node) -> Site | Refusal:
             return rule.site(graph, found)
         if first is None or first.code == "other-activation":
             first = Refusal(name, node.op, rule.NAME, reason.code, reason.text)
-    if first is not None and first.code != "graph-output":
-        return first
+    if first is None:
+        linear = read_linear(graph, node)
+        reason = linear if isinstance(linear, Reason) else follow(graph, linear).stop
+        first = Refusal(name, node.op, "", reason.code, reason.text) if reason else Refusal(name, node.op, "", "none", "")
+    return _returned(graph, node, first) if first.code == "graph-output" else first
+
+
+def _returned(graph: ModelGraph, node: gs.Node, refusal: Refusal) -> Refusal:
+    """A refusal because the model returns the result, with what would help a large head."""
     linear = read_linear(graph, node)
-    reason = linear if isinstance(linear, Reason) else follow(graph, linear).stop
-    if isinstance(linear, Linear) and reason is not None and reason.code == "graph-output":
-        reason = _returned(follow(graph, linear), reason)
-    return Refusal(name, node.op, "", reason.code, reason.text) if reason else Refusal(name, node.op, "", "none", "")
-
-
-def _returned(linear: Linear, reason: Reason) -> Reason:
-    """Why a linear op whose result the model returns stays dense, and what would help a large head."""
-    if linear.conv or linear.outputs < MANY_CLASSES:
-        return reason
-    name = linear.tensor.name
+    if isinstance(linear, Reason) or linear.conv or linear.outputs < MANY_CLASSES:
+        return refusal
+    name = follow(graph, linear).tensor.name
     text = (
         f"all {linear.outputs:,} scores '{name}' are returned: with --top-k {name}=1 only the best one is, "
         f"found from about a fifth of the {linear.outputs * linear.groups * 4 / 1e6:,.0f} MB of weights"
     )
-    return Reason("scores-returned", text)
+    return dataclasses.replace(refusal, code="scores-returned", reason=text)
 
 
 def _one_per_output(outcomes: list[Site | Refusal]) -> list[Site | Refusal]:

@@ -21,6 +21,7 @@ from exprune_cli.timing import (
     MARGIN,
     SiteTimer,
     SiteTiming,
+    cache_filler,
     input_rank,
     last_cache_bytes,
     random_feeds,
@@ -90,7 +91,7 @@ def keep_faster(
     if progress is not None:
         progress.stage("timing sites", len(timed))
     weights = sum(site.outputs * site.groups * site.taps * 4 for site in sites)
-    cold = weights > last_cache_bytes() // 2
+    evict = cache_filler() if weights > last_cache_bytes() // 2 else None
     seconds = min(_SITE_SECONDS, _SECONDS / max(1, len(timed)))
     inputs = site_inputs(model, timed, feeds)
     kept = {site.name: options[site.name][0] for site in sites}
@@ -103,7 +104,7 @@ def keep_faster(
             own = with_rows(every, meant, site.transposed_input)
         # Lossless forms first: one that loses outputs has to bring something for them.
         for plan in sorted((plan for plan in options[site.name] if plan.staged), key=is_lossy):
-            timer = SiteTimer(model, site, plan, input_rank(site, shapes), cold=cold)
+            timer = SiteTimer(model, site, plan, input_rank(site, shapes), evict=evict)
             timing = timer.time(own, seconds)
             if best is None or timing.speedup > best.speedup * (WORTH if is_lossy(plan) else 1):
                 best = timings[site.name] = timing

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from exprune_cli.instrument import with_outputs
-from exprune_cli.model import Model, model_inputs
+from exprune_cli.model import Model
 from exprune_cli.sessions import open_session, run
+from exprune_cli.site_values import SiteValues
 from exprune_cli.sites import Site
 
 if TYPE_CHECKING:
@@ -54,14 +54,7 @@ class BlockObserver:
     """
 
     def __init__(self, model: Model, sites: Sequence[Site], data: DataSet, seed: int) -> None:
-        fed = {value.name for value in model_inputs(model.proto)}
-        self._inside = list(
-            dict.fromkeys(
-                name for site in sites for name in (site.input, site.offset) if name and name not in fed
-            )
-        )
-        addition = with_outputs(model.proto, self._inside, TensorProto.FLOAT)
-        self._session = open_session(model.proto, addition=addition, use_runtime=False)
+        self._values = SiteValues(model, sites)
         self._batches = list(data.take(min(len(data), _SAMPLES), seed).batches(1))
         self._opset = model.opset
 
@@ -73,12 +66,7 @@ class BlockObserver:
         sums: list[list[np.ndarray]] = [[] for _ in sessions]
         offsets, seen = [], 0
         for batch in self._batches:
-            names = [site.input, *([site.offset] if site.offset else [])]
-            inside = [name for name in names if name in self._inside]
-            values: dict[str, np.ndarray] = {}
-            if inside:
-                values |= zip(inside, run(self._session, batch.feeds, batch.where, inside), strict=True)
-            values |= {name: batch.feeds[name] for name in names if name in batch.feeds}
+            values = self._values.of([site], batch.feeds, batch.where)
             x = values[site.input]
             if not np.isfinite(x).all():
                 continue

@@ -105,39 +105,38 @@ def _add_dense(graph: onnx.GraphProto, node: onnx.NodeProto, weights: dict[str, 
     if node.op_type == "SparseGemm":
         graph.node.append(onnx.helper.make_node("MatMul", [data, node.input[1]], [output]))
         return
-    if node.op_type.startswith(("Quantized", "LowRank")):
-        whole = weights.get(node.input[weight_input(node)])
-        if whole is None:
-            return
-        head, tail = whole, [whole[0], 0]
-    elif node.op_type in ("ConvRelu", "PrefixConvBlock"):
-        whole = weights.get(node.input[1 if node.op_type == "ConvRelu" else 3])
-        if whole is None:
-            return
-        head, tail = [whole[1], whole[0], *whole[2:]], [0, 0]
-    else:
-        head, tail = weights.get(node.input[3], []), weights.get(node.input[4], [])
-        if not head or not tail:
-            return
+    shape = _dense_weight(node, weights)
+    if shape is None:
+        return
     weight = f"{output}/dense weight"
     if "Conv" in node.op_type:
-        _declare(graph, weight, onnx.TensorProto.FLOAT, [head[0], head[1] + tail[1], *head[2:]])
+        _declare(graph, weight, onnx.TensorProto.FLOAT, shape)
         conv = onnx.helper.make_node("Conv", [data, weight], [output])
         conv.attribute.extend(kept[name] for name in ("strides", "dilations", "pads") if name in kept)
         graph.node.append(conv)
         return
-    _declare(graph, weight, onnx.TensorProto.FLOAT, [head[1] + tail[1], head[0]])
-    scores = f"{output}/dense scores"
+    _declare(graph, weight, onnx.TensorProto.FLOAT, shape[::-1])
+    head = "ArgMax" in node.op_type or "TopK" in node.op_type
+    product = f"{output}/dense scores" if head else output
+    graph.node.append(onnx.helper.make_node("MatMul", [data, weight], [product]))
     if "TopK" in node.op_type:
-        graph.node.append(onnx.helper.make_node("MatMul", [data, weight], [scores]))
-        graph.node.append(onnx.helper.make_node("TopK", [scores, node.input[7]], node.output[:2]))
-        return
-    if "ArgMax" not in node.op_type:
-        graph.node.append(onnx.helper.make_node("MatMul", [data, weight], [output]))
-        return
-    keepdims = kept["keepdims"].i if "keepdims" in kept else 0
-    graph.node.append(onnx.helper.make_node("MatMul", [data, weight], [scores]))
-    graph.node.append(onnx.helper.make_node("ArgMax", [scores], [output], axis=-1, keepdims=keepdims))
+        graph.node.append(onnx.helper.make_node("TopK", [product, node.input[7]], node.output[:2]))
+    elif head:
+        keepdims = kept["keepdims"].i if "keepdims" in kept else 0
+        graph.node.append(onnx.helper.make_node("ArgMax", [product], [output], axis=-1, keepdims=keepdims))
+
+
+def _dense_weight(node: onnx.NodeProto, weights: dict[str, list[int]]) -> list[int] | None:
+    """Dims ``[N, G, *kernel]`` of a staged node's whole weight; None if unknown."""
+    first = weights.get(node.input[weight_input(node)])
+    if first is None:
+        return None
+    if node.op_type.startswith(("Quantized", "LowRank")):
+        return first
+    if node.op_type in ("ConvRelu", "PrefixConvBlock"):  # [G, N, *kernel]
+        return [first[1], first[0], *first[2:]]
+    tail = weights.get(node.input[4])
+    return None if tail is None else [first[0], first[1] + tail[1], *first[2:]]
 
 
 def _declare(graph: onnx.GraphProto, name: str, dtype: int, dims: list[int]) -> None:

@@ -19,11 +19,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from exprune_cli.dense_layer import end_nodes, linear_nodes, result_types
-from exprune_cli.instrument import with_outputs
 from exprune_cli.model import Model, load, model_inputs
 from exprune_cli.rewrite import rewrite
 from exprune_cli.sessions import Feeds, open_session, run
 from exprune_cli.shapes import Dims
+from exprune_cli.site_values import SiteValues, read_by
 from exprune_cli.sites import Site, SitePlan
 
 #: A site is staged only if it wins by more than this: the noise of a paired median.
@@ -56,6 +56,11 @@ def last_cache_bytes() -> int:
     return max(sizes, default=_LAST_CACHE)
 
 
+def cache_filler() -> np.ndarray:
+    """Floats that fill the largest cache twice."""
+    return np.ones(last_cache_bytes() // 2, np.float32)
+
+
 class SiteTimer:
     """One site, dense against staged.
 
@@ -64,12 +69,20 @@ class SiteTimer:
         site: One of its sites.
         plan: How it would be staged.
         rank: Rank of the site's input.
-        cold: Whether weights are out of the caches before each run.
+        evict: Memory that is read before each run, so that weights are out of the caches; None where
+            the model's stay in them. See :func:`cache_filler`.
         threads: Threads inside an operator.
     """
 
     def __init__(
-        self, model: Model, site: Site, plan: SitePlan, rank: int, *, cold: bool, threads: int = 1
+        self,
+        model: Model,
+        site: Site,
+        plan: SitePlan,
+        rank: int,
+        *,
+        evict: np.ndarray | None = None,
+        threads: int = 1,
     ) -> None:
         dense = load(_cut_out(model, site, rank) if site.separate_pad else site_model(model, site, rank))
         alone = dataclasses.replace(
@@ -83,7 +96,7 @@ class SiteTimer:
         )
         staged, _ = rewrite(dense, [alone], {"site": dataclasses.replace(plan, site="site", most_rows=None)})
         self._sessions = [open_session(dense.proto, threads=threads), open_session(staged, threads=threads)]
-        self._other = np.ones(last_cache_bytes() // 2, np.float32) if cold else None
+        self._evict = evict
 
     def time(self, inputs: Sequence[Feeds], seconds: float) -> SiteTiming:
         """Times the two in turn on ``inputs`` for about so many seconds."""
@@ -93,8 +106,8 @@ class SiteTimer:
         start = time.perf_counter()
         for turn in range(_PAIRS[1]):
             for side in (0, 1) if turn % 2 == 0 else (1, 0):
-                if self._other is not None:
-                    self._other.max()
+                if self._evict is not None:
+                    self._evict.max()
                 begin = time.perf_counter()
                 self._sessions[side].run(None, inputs[turn % len(inputs)])
                 times[side].append(time.perf_counter() - begin)
@@ -115,17 +128,12 @@ def _site_nodes(site: Site, dense: onnx.ModelProto) -> tuple[str, ...]:
 
 def site_inputs(model: Model, sites: Sequence[Site], feeds: Sequence[Feeds]) -> dict[str, list[Feeds]]:
     """What every site reads in each run of the model: ``in_0`` and, for an offset, ``in_1``."""
-    fed = {value.name for value in model_inputs(model.proto)}
-    wanted = {site.name: [site.input, *([site.offset] if site.offset else [])] for site in sites}
-    inside = [name for name in dict.fromkeys(n for names in wanted.values() for n in names) if name not in fed]
-    session = open_session(model.proto, addition=with_outputs(model.proto, inside, TensorProto.FLOAT)) if inside else None
+    source = SiteValues(model, sites)
     result: dict[str, list[Feeds]] = {site.name: [] for site in sites}
     for feed in feeds:
-        values: Mapping[str, np.ndarray] = feed
-        if session is not None:
-            values = {**feed, **dict(zip(inside, run(session, feed, "timing", inside), strict=True))}
-        for name, names in wanted.items():
-            result[name].append({f"in_{i}": values[tensor] for i, tensor in enumerate(names)})
+        values = source.of(sites, feed, "timing")
+        for site in sites:
+            result[site.name].append({f"in_{i}": values[name] for i, name in enumerate(read_by(site))})
     return result
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from exprune_cli.observe_blocks import BlockStatistics
-from exprune_cli.planning import calibrated
+from exprune_cli.planning import calibrated, chunks
 from exprune_cli.sites import Site, SitePlan
 
 #: How far above the prediction an element still counts, in residual deviations.
@@ -51,8 +51,7 @@ def can_be_blocks(site: Site) -> bool:
 
 def candidate_ends(groups: int) -> tuple[int, ...]:
     """Group counts at which the check may stand."""
-    ends = sorted({max(1, round(groups * fraction)) for fraction in FRACTIONS})
-    return tuple(end for end in ends if end < groups)
+    return chunks.candidate_ends(groups, FRACTIONS)
 
 
 def plan_blocks(

@@ -63,9 +63,9 @@ def chunk_shares(weight: np.ndarray, order: np.ndarray | None, ends: Sequence[in
     return tuple(float(per_group[a:b].mean()) for a, b in pairwise(bounds))
 
 
-def candidate_ends(groups: int) -> tuple[int, ...]:
+def candidate_ends(groups: int, fractions: Sequence[float] = FRACTIONS) -> tuple[int, ...]:
     """Group counts at which a check may stand: distinct, at least 1, less than ``groups``."""
-    ends = sorted({max(1, round(groups * fraction)) for fraction in FRACTIONS})
+    ends = sorted({max(1, round(groups * fraction)) for fraction in fractions})
     return tuple(end for end in ends if end < groups)
 
 

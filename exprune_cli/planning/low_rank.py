@@ -121,21 +121,8 @@ def _relu(
             if choice is None or (held is not None and choice.saved <= (held.saved or 0)):
                 continue
             limit = calibrated.cut(fit, choice.price / weights) * fit.sigma - fit.intercept
-            best[i] = SitePlan(
-                site.name,
-                staged=True,
-                reason=f"estimate of rank {rank}",
-                estimate="low-rank",
-                test="calibrated",
-                parameters={
-                    "V": down,
-                    "U": (up * fit.slope[:, None]).astype(np.float32),
-                    "limit": limit.astype(np.float32),
-                },
-                pruned=choice.pruned,
-                lost_energy=choice.lost,
-                saved=choice.saved,
-            )
+            limit = limit.astype(np.float32)
+            best[i] = _plan(site, down, up * fit.slope[:, None], {"limit": limit}, choice.pruned[0], choice.lost, choice.saved)
     return best
 
 
@@ -164,20 +151,29 @@ def _head(
                 continue
             # One rounding step wider, so that the row that set the width keeps its winner.
             margin = sigma * np.nextafter(np.float32(width * (1 + 1e-6)), np.float32(np.inf))
-            best[i] = SitePlan(
-                site.name,
-                staged=True,
-                reason=f"estimate of rank {rank}",
-                estimate="low-rank",
-                test="calibrated",
-                parameters={
-                    "V": down,
-                    "U": (up * slope[:, None]).astype(np.float32),
-                    "shift": shift.astype(np.float32),
-                    "margin": margin.astype(np.float32),
-                },
-                pruned=(share,),
-                lost_energy=lost,
-                saved=saved,
-            )
+            test = {"shift": shift.astype(np.float32), "margin": margin.astype(np.float32)}
+            best[i] = _plan(site, down, up * slope[:, None], test, share, lost, saved)
     return best
+
+
+def _plan(
+    site: Site,
+    down: np.ndarray,
+    up: np.ndarray,
+    test: dict[str, np.ndarray],
+    pruned: float,
+    lost: float,
+    saved: float,
+) -> SitePlan:
+    """A plan with ``V`` and ``U``, the test's arrays, and what is expected of it."""
+    return SitePlan(
+        site.name,
+        staged=True,
+        reason=f"estimate of rank {len(down)}",
+        estimate="low-rank",
+        test="calibrated",
+        parameters={"V": down, "U": up.astype(np.float32), **test},
+        pruned=(pruned,),
+        lost_energy=lost,
+        saved=saved,
+    )
