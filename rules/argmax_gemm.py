@@ -26,15 +26,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from exprune_cli.graph import ModelGraph
-from exprune_cli.rules._linear import (
-    Linear,
-    Reason,
-    as_site,
-    follow,
-    only_reader,
-    read_linear,
-    small_constant,
-)
+from exprune_cli.rules._constants import Reason, small_constant
+from exprune_cli.rules._head import constant_k, is_last, read_head
+from exprune_cli.rules._linear import Linear, as_site, only_reader
 from exprune_cli.rules._stage import (
     OP_SUFFIX,
     chunk_inputs,
@@ -53,12 +47,9 @@ _TEST_NAMES = {"Threshold": ("scale", "shift", "margin"), "Bound": ("radius", "s
 
 def match(graph: ModelGraph, node: gs.Node) -> Linear | Reason | None:
     """The folded linear op and its monotone followers, up to and with the ArgMax."""
-    if node.op not in ("Gemm", "MatMul"):
+    linear = read_head(graph, node)
+    if linear is None:
         return None
-    linear = read_linear(graph, node)
-    if isinstance(linear, Reason):
-        return None
-    linear = follow(graph, linear, offset=False)
     while True:
         end = only_reader(graph, linear.tensor)
         if isinstance(end, Reason):
@@ -80,11 +71,10 @@ def check(graph: ModelGraph, linear: Linear) -> Reason | None:
     if linear.transposed_input:
         return Reason("transposed-input", "a head that reads its input transposed is not staged")
     axis = int(end.attrs.get("axis", 0 if end.op == "ArgMax" else -1))
-    if not _is_last(graph, linear, axis):
+    if not is_last(graph, linear, axis):
         return Reason("argmax-axis", f"its {end.op} does not run over the classes (axis {axis})")
     if end.op == "TopK":
-        k = small_constant(graph, end.inputs[1]) if len(end.inputs) > 1 else None
-        if k is None or np.size(k) != 1 or int(np.reshape(k, ())) != 1 or not end.attrs.get("largest", 1):
+        if constant_k(graph, end) != 1 or not end.attrs.get("largest", 1):
             return Reason("topk", "its TopK is not k = 1 of the largest")
         values = end.outputs[0]
         if values.name and (graph.readers(values) or values.name in graph.outputs):
@@ -130,7 +120,7 @@ def _keeps_order(graph: ModelGraph, linear: Linear, node: gs.Node) -> bool:
         return True
     if node.op in _ALONG_AXIS:
         default = -1 if graph.model.opset >= 13 else 1
-        return _is_last(graph, linear, int(node.attrs.get("axis", default)))
+        return is_last(graph, linear, int(node.attrs.get("axis", default)))
     if node.op in ("Mul", "Div"):
         other = node.inputs[1] if node.inputs[0] is linear.tensor else node.inputs[0]
         if node.op == "Div" and other is node.inputs[0]:
@@ -140,8 +130,3 @@ def _keeps_order(graph: ModelGraph, linear: Linear, node: gs.Node) -> bool:
             return False
         return 0 < float(factor.reshape(())) < np.inf
     return False
-
-
-def _is_last(graph: ModelGraph, linear: Linear, axis: int) -> bool:
-    rank = 2 if linear.node.op == "Gemm" else graph.rank(linear.node.outputs[0].name)
-    return axis == -1 or (rank is not None and axis == rank - 1)

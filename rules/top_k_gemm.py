@@ -20,8 +20,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from exprune_cli.graph import ModelGraph
-from exprune_cli.rules._constants import Reason, small_constant
-from exprune_cli.rules._linear import Linear, as_site, follow, only_reader, read_linear
+from exprune_cli.rules._constants import Reason
+from exprune_cli.rules._head import constant_k, is_last, read_head
+from exprune_cli.rules._linear import Linear, as_site, only_reader
 from exprune_cli.rules._stage import insert, quantized_inputs
 from exprune_cli.sites import Site, SitePlan
 
@@ -33,12 +34,9 @@ MOST_K = 64
 
 def match(graph: ModelGraph, node: gs.Node) -> Linear | Reason | None:
     """The folded linear op, up to and with the TopK."""
-    if node.op not in ("Gemm", "MatMul"):
+    linear = read_head(graph, node)
+    if linear is None:
         return None
-    linear = read_linear(graph, node)
-    if isinstance(linear, Reason):
-        return None
-    linear = follow(graph, linear, offset=False)
     end = only_reader(graph, linear.tensor)
     if isinstance(end, Reason) or end.domain or end.op != "TopK":
         return None
@@ -50,21 +48,20 @@ def check(graph: ModelGraph, linear: Linear) -> Reason | None:
     end = linear.nodes[-1]
     if linear.transposed_input:
         return Reason("transposed-input", "a head that reads its input transposed is not staged")
-    k = _k(graph, linear)
+    k = constant_k(graph, linear.nodes[-1])
     if k is None or not end.attrs.get("largest", 1):
         return Reason("topk", "its TopK is not of the largest, or its k is not a constant")
     if not 1 <= k <= min(MOST_K, linear.outputs):
         return Reason("topk", f"its TopK has k = {k}; 1 to {min(MOST_K, linear.outputs)} are staged")
-    rank = 2 if linear.node.op == "Gemm" else graph.rank(linear.tensor.name)
     axis = int(end.attrs.get("axis", -1))
-    if axis != -1 and (rank is None or axis != rank - 1):
+    if not is_last(graph, linear, axis):
         return Reason("topk-axis", f"its TopK does not run over the classes (axis {axis})")
     return None
 
 
 def site(graph: ModelGraph, linear: Linear) -> Site:
     """The matched site."""
-    k = _k(graph, linear)
+    k = constant_k(graph, linear.nodes[-1])
     assert k is not None
     values = linear.nodes[-1].outputs[0].name
     return as_site(linear, NAME, "top_k", k=k, values=values or None)
@@ -75,9 +72,3 @@ def rewrite(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, str]:
     k = graph.shared_constant(f"exprune/k_{site.k}", np.array([site.k], np.int64))
     inputs = [*quantized_inputs(graph, site, plan), k]
     return insert(graph, site, plan, "QuantizedTopKBound", inputs, {})
-
-
-def _k(graph: ModelGraph, linear: Linear) -> int | None:
-    end = linear.nodes[-1]
-    k = small_constant(graph, end.inputs[1]) if len(end.inputs) > 1 else None
-    return None if k is None or np.size(k) != 1 else int(np.reshape(k, ()))
