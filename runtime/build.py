@@ -29,6 +29,7 @@ SOURCES = (
     "cpu.cpp",
     "scratch.cpp",
     "pages.cpp",
+    "outputs.cpp",
     "staged.cpp",
     "prefix_gemm.cpp",
     "prefix_conv.cpp",

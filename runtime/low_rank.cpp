@@ -1,4 +1,5 @@
 // LowRankGemmThreshold, LowRankArgMaxThreshold: a Gemm with a ReLU, or a head, with an estimate of low rank.
+#include "outputs.h"
 #include "staged.h"
 
 namespace exprune {
@@ -63,20 +64,16 @@ struct LowRankGemm : KernelBase {
     LowRankInputs in;
     LowRankGemmCall gemm = {};
     EXPRUNE_RETURN_IF_ERROR(read_low_rank(call, pages, &in, &gemm.layer));
-    const int last = in.x.rank - 1;
     const int64_t outputs = gemm.layer.outputs;
-    int64_t y_dims[kMaxRank], y_count;
-    for (int i = 0; i < last; i++) y_dims[i] = in.x.dims[i];
-    y_dims[last] = outputs;
-    if (!product(y_dims, in.x.rank, &y_count)) return call.bad("X", "makes Y too large");
+    int64_t y_dims[kMaxRank];
+    EXPRUNE_RETURN_IF_ERROR(features_shape(call, in.x, outputs, y_dims, &gemm.rows));
     EXPRUNE_RETURN_IF_ERROR(
         read_finish(call, kLowRankBias + 1, &in.offset, &in.max, y_dims, in.x.rank, &gemm.finish));
     EXPRUNE_RETURN_IF_ERROR(read_vector(call, kLowRankBias + 3, "limit", outputs, &in.first));
     void* y = nullptr;
     EXPRUNE_RETURN_IF_ERROR(call.output(0, y_dims, in.x.rank, &y));
-    int64_t one = 1, uncounted = 0;
-    void* survivors = nullptr;
-    EXPRUNE_RETURN_IF_ERROR(call.output(1, &one, 1, &survivors));
+    int64_t uncounted = 0;
+    EXPRUNE_RETURN_IF_ERROR(one_survivors(call, 1, &uncounted, &gemm.survivors));
     // Below the limit is below 0 less the limit.
     Lease scratch(reach, static_cast<size_t>(outputs) * sizeof(float));
     float* minus = reinterpret_cast<float*>(scratch.data());
@@ -84,25 +81,14 @@ struct LowRankGemm : KernelBase {
     for (int64_t n = 0; n < outputs; n++) minus[n] = -in.first.floats()[n];
     gemm.layer.shift = gemm.layer.bias;
     gemm.layer.reach = minus;
-    gemm.rows = y_count / outputs;
     gemm.x = in.x.floats();
     gemm.y = static_cast<float*>(y);
-    gemm.survivors = survivors ? static_cast<int64_t*>(survivors) : &uncounted;
     Runner runner = {context};
     return runner.result(kernels().low_rank_gemm(gemm, runner.env(*this)), op);
   }
 
   static OrtStatus* infer(const OrtShapeInferContext* context) {
-    KnownShape shape, weights;
-    infer_input(context, 0, &shape);
-    infer_input(context, kLowRankBias, &weights);
-    if (shape.rank < 1) return nullptr;
-    shape.unknown(shape.rank - 1);
-    if (weights.rank == 1) {
-      shape.dims[shape.rank - 1] = weights.dims[0];
-      shape.names[shape.rank - 1] = weights.names[0];
-    }
-    return infer_output(context, 0, ort::kFloat, &shape);
+    return infer_features(context, kLowRankBias, 1, 0);
   }
 
   ScratchPool reach;
@@ -112,14 +98,10 @@ struct LowRankArgMax : KernelBase {
   static constexpr Signature kSignature = {static_cast<int>(kLowRankBias) + 3, 0, true};
 
   const char* op = nullptr;
-  bool keepdims = true;
-  bool select_last = false;
+  ArgMaxAttributes attributes;
 
-  // Attributes that a node leaves out have ArgMax's defaults.
   OrtStatus* create(const OrtKernelInfo* info) {
-    int64_t value;
-    if (attribute_int(info, "keepdims", &value)) keepdims = value != 0;
-    if (attribute_int(info, "select_last_index", &value)) select_last = value != 0;
+    attributes.read(info);
     return nullptr;
   }
 
@@ -130,16 +112,9 @@ struct LowRankArgMax : KernelBase {
     EXPRUNE_RETURN_IF_ERROR(read_low_rank(call, pages, &in, &head.layer));
     EXPRUNE_RETURN_IF_ERROR(read_vector(call, kLowRankBias + 1, "shift", head.layer.outputs, &in.first));
     EXPRUNE_RETURN_IF_ERROR(read_vector(call, kLowRankBias + 2, "margin", head.layer.outputs, &in.second));
-    const int last = in.x.rank - 1;
-    int64_t dims[kMaxRank];
-    for (int i = 0; i < last; i++) dims[i] = in.x.dims[i];
-    dims[last] = 1;
-    if (!product(dims, last, &head.rows)) return call.bad("X", "is too large");
-    void* index = nullptr;
-    EXPRUNE_RETURN_IF_ERROR(call.output(0, dims, keepdims ? in.x.rank : last, &index));
-    int64_t one = 1, uncounted = 0;
-    void* survivors = nullptr;
-    EXPRUNE_RETURN_IF_ERROR(call.output(1, &one, 1, &survivors));
+    EXPRUNE_RETURN_IF_ERROR(index_output(call, in.x, attributes.keepdims, &head.rows, &head.index));
+    int64_t uncounted = 0;
+    EXPRUNE_RETURN_IF_ERROR(one_survivors(call, 1, &uncounted, &head.survivors));
     Lease scratch(reach, static_cast<size_t>(head.layer.outputs) * sizeof(float));
     float* margin = reinterpret_cast<float*>(scratch.data());
     if (!margin) return error(ort::kFail, "%s: out of memory", op);
@@ -149,27 +124,13 @@ struct LowRankArgMax : KernelBase {
     head.layer.shift = in.first.floats();
     head.layer.reach = margin;
     head.k = 1;
-    head.select_last = select_last;
+    head.select_last = attributes.select_last;
     head.x = in.x.floats();
-    head.index = static_cast<int64_t*>(index);
-    head.survivors = survivors ? static_cast<int64_t*>(survivors) : &uncounted;
     Runner runner = {context};
     return runner.result(kernels().low_rank_top_k(head, runner.env(*this)), op);
   }
 
-  static OrtStatus* infer(const OrtShapeInferContext* context) {
-    KnownShape shape;
-    infer_input(context, 0, &shape);
-    if (shape.rank < 1) return nullptr;
-    int64_t keep = 1;
-    infer_attribute_int(context, "keepdims", &keep);
-    if (keep) {
-      shape.dims[shape.rank - 1] = 1;
-    } else {
-      shape.rank--;
-    }
-    return infer_output(context, 0, ort::kInt64, &shape);
-  }
+  static OrtStatus* infer(const OrtShapeInferContext* context) { return infer_index(context); }
 
   ScratchPool reach;
 };

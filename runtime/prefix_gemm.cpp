@@ -1,4 +1,5 @@
 // PrefixGemmThreshold, PrefixGemmStats, PrefixGemmBound: a Gemm with a ReLU, in stages.
+#include "outputs.h"
 #include "staged.h"
 #include "test_traits.h"
 
@@ -25,10 +26,8 @@ struct PrefixGemm : KernelBase {
                                         kMax + 1, &in, &gemm.staged));
     gemm.staged.z = z;
 
-    int64_t y_dims[kMaxRank], y_count;
-    for (int i = 0; i < last; i++) y_dims[i] = in.x.dims[i];
-    y_dims[last] = gemm.staged.outputs;
-    if (!product(y_dims, in.x.rank, &y_count)) return call.bad("X", "makes Y too large");
+    int64_t y_dims[kMaxRank];
+    EXPRUNE_RETURN_IF_ERROR(features_shape(call, in.x, gemm.staged.outputs, y_dims, &gemm.rows));
     EXPRUNE_RETURN_IF_ERROR(read_finish(call, kOffset, &in.offset, &in.max, y_dims, in.x.rank, &gemm.finish));
 
     void* y = nullptr;
@@ -36,25 +35,13 @@ struct PrefixGemm : KernelBase {
     const int64_t checks = gemm.staged.chunks - 1;
     Lease uncounted(per_task, static_cast<size_t>(checks) * sizeof(int64_t));
     EXPRUNE_RETURN_IF_ERROR(survivors_output(call, checks, uncounted.data(), &gemm.survivors));
-    gemm.rows = y_count / gemm.staged.outputs;
     gemm.x = in.x.floats();
     gemm.y = static_cast<float*>(y);
     Runner runner = {context};
     return runner.result(kernels().prefix_gemm[Test](gemm, runner.env(*this)), op);
   }
 
-  static OrtStatus* infer(const OrtShapeInferContext* context) {
-    KnownShape shape, weights;
-    infer_input(context, kX, &shape);
-    infer_input(context, kHead, &weights);
-    if (shape.rank < 1) return nullptr;
-    shape.unknown(shape.rank - 1);
-    if (weights.rank == 2) {
-      shape.dims[shape.rank - 1] = weights.dims[0];
-      shape.names[shape.rank - 1] = weights.names[0];
-    }
-    return infer_output(context, 0, ort::kFloat, &shape);
-  }
+  static OrtStatus* infer(const OrtShapeInferContext* context) { return infer_features(context, kHead, 2, 0); }
 };
 
 const OrtCustomOp* const* prefix_gemm_ops(size_t* count) {

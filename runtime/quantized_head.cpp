@@ -1,5 +1,6 @@
-// QuantizedArgMaxBound, QuantizedTopKBound: a linear head of which the best classes are wanted; 8-bit codes
-// show which classes cannot be among them.
+// QuantizedArgMaxBound, QuantizedTopKBound: a linear head of which the best classes are wanted; codes of the
+// weights show which classes cannot be among them.
+#include "outputs.h"
 #include "quantized.h"
 
 namespace exprune {
@@ -8,10 +9,8 @@ namespace exprune {
 static OrtStatus* run_head(OrtKernelContext* context, const char* op, KernelBase& kernel, size_t last_output,
                            QuantizedTopKCall* head) {
   const Call call = {context, op};
-  int64_t one = 1, uncounted = 0;
-  void* survivors = nullptr;
-  EXPRUNE_RETURN_IF_ERROR(call.output(last_output, &one, 1, &survivors));
-  head->survivors = survivors ? static_cast<int64_t*>(survivors) : &uncounted;
+  int64_t uncounted = 0;
+  EXPRUNE_RETURN_IF_ERROR(one_survivors(call, last_output, &uncounted, &head->survivors));
   Runner runner = {context};
   return runner.result(kernels().quantized_top_k(*head, runner.env(kernel)), op);
 }
@@ -20,14 +19,10 @@ struct QuantizedArgMax : KernelBase {
   static constexpr Signature kSignature = {static_cast<int>(kQuantizedBias) + 1, 0, true, kQuantizedBytes};
 
   const char* op = nullptr;
-  bool keepdims = true;
-  bool select_last = false;
+  ArgMaxAttributes attributes;
 
-  // Attributes that a node leaves out have ArgMax's defaults.
   OrtStatus* create(const OrtKernelInfo* info) {
-    int64_t value;
-    if (attribute_int(info, "keepdims", &value)) keepdims = value != 0;
-    if (attribute_int(info, "select_last_index", &value)) select_last = value != 0;
+    attributes.read(info);
     return nullptr;
   }
 
@@ -36,33 +31,14 @@ struct QuantizedArgMax : KernelBase {
     QuantizedInputs in;
     QuantizedTopKCall head = {};
     EXPRUNE_RETURN_IF_ERROR(read_quantized(call, pages, &in, &head.layer));
-    const int last = in.x.rank - 1;
-    int64_t dims[kMaxRank];
-    for (int i = 0; i < last; i++) dims[i] = in.x.dims[i];
-    dims[last] = 1;
-    if (!product(dims, last, &head.rows)) return call.bad("X", "is too large");
-    void* index = nullptr;
-    EXPRUNE_RETURN_IF_ERROR(call.output(0, dims, keepdims ? in.x.rank : last, &index));
+    EXPRUNE_RETURN_IF_ERROR(index_output(call, in.x, attributes.keepdims, &head.rows, &head.index));
     head.k = 1;
-    head.select_last = select_last;
+    head.select_last = attributes.select_last;
     head.x = in.x.floats();
-    head.index = static_cast<int64_t*>(index);
     return run_head(context, op, *this, 1, &head);
   }
 
-  static OrtStatus* infer(const OrtShapeInferContext* context) {
-    KnownShape shape;
-    infer_input(context, kQuantizedX, &shape);
-    if (shape.rank < 1) return nullptr;
-    int64_t keep = 1;
-    infer_attribute_int(context, "keepdims", &keep);
-    if (keep) {
-      shape.dims[shape.rank - 1] = 1;
-    } else {
-      shape.rank--;
-    }
-    return infer_output(context, 0, ort::kInt64, &shape);
-  }
+  static OrtStatus* infer(const OrtShapeInferContext* context) { return infer_index(context); }
 };
 
 struct QuantizedTopK : KernelBase {
@@ -87,17 +63,12 @@ struct QuantizedTopK : KernelBase {
       return call.bad("k", "must be 1 to %lld and not %lld", static_cast<long long>(most),
                       static_cast<long long>(head.k));
     }
-    const int last = in.x.rank - 1;
-    int64_t dims[kMaxRank], count;
-    for (int i = 0; i < last; i++) dims[i] = in.x.dims[i];
-    dims[last] = head.k;
-    if (!product(dims, last, &head.rows) || !product(dims, in.x.rank, &count)) {
-      return call.bad("X", "is too large");
-    }
+    int64_t dims[kMaxRank];
+    EXPRUNE_RETURN_IF_ERROR(features_shape(call, in.x, head.k, dims, &head.rows));
     void *values = nullptr, *index = nullptr;
     EXPRUNE_RETURN_IF_ERROR(call.output(0, dims, in.x.rank, &values));
     EXPRUNE_RETURN_IF_ERROR(call.output(1, dims, in.x.rank, &index));
-    if (!index && count > 0) return call.bad("indices", "must be an output of the node");
+    if (!index && head.rows > 0) return call.bad("indices", "must be an output of the node");
     head.x = in.x.floats();
     head.values = static_cast<float*>(values);
     head.index = static_cast<int64_t*>(index);

@@ -1,5 +1,5 @@
 // SparseGemm: Y = X W + bias, reading only the rows of W whose x is not 0.
-#include "ort.h"
+#include "outputs.h"
 
 namespace exprune {
 
@@ -24,18 +24,13 @@ struct SparseGemm : KernelBase {
     EXPRUNE_RETURN_IF_ERROR(call.shape(bias, "bias", "[N]", w_dims + 1, 1));
     if (x.dims[last] > INT32_MAX) return call.bad("X", "has too many features");
 
-    int64_t y_dims[kMaxRank], y_count;
-    for (int i = 0; i < last; i++) y_dims[i] = x.dims[i];
-    y_dims[last] = w.dims[1];
+    int64_t y_dims[kMaxRank];
     SparseGemmCall gemm = {};
-    if (!product(y_dims, x.rank, &y_count) || !product(x.dims, last, &gemm.rows)) {
-      return call.bad("X", "makes Y too large");
-    }
+    EXPRUNE_RETURN_IF_ERROR(features_shape(call, x, w.dims[1], y_dims, &gemm.rows));
     void* y = nullptr;
     EXPRUNE_RETURN_IF_ERROR(call.output(0, y_dims, x.rank, &y));
-    int64_t one = 1, uncounted = 0;
-    void* survivors = nullptr;
-    EXPRUNE_RETURN_IF_ERROR(call.output(1, &one, 1, &survivors));
+    int64_t uncounted = 0;
+    EXPRUNE_RETURN_IF_ERROR(one_survivors(call, 1, &uncounted, &gemm.survivors));
     gemm.depth = x.dims[last];
     gemm.columns = w.dims[1];
     gemm.x = x.floats();
@@ -43,23 +38,11 @@ struct SparseGemm : KernelBase {
     pages.ask_for(w.data, static_cast<size_t>(w.count) * sizeof(float), nullptr, 0);
     gemm.bias = bias.floats();
     gemm.y = static_cast<float*>(y);
-    gemm.survivors = survivors ? static_cast<int64_t*>(survivors) : &uncounted;
     Runner runner = {context};
     return runner.result(kernels().sparse_gemm(gemm, runner.env(*this)), op);
   }
 
-  static OrtStatus* infer(const OrtShapeInferContext* context) {
-    KnownShape shape, weights;
-    infer_input(context, 0, &shape);
-    infer_input(context, 1, &weights);
-    if (shape.rank < 1) return nullptr;
-    shape.unknown(shape.rank - 1);
-    if (weights.rank == 2) {
-      shape.dims[shape.rank - 1] = weights.dims[1];
-      shape.names[shape.rank - 1] = weights.names[1];
-    }
-    return infer_output(context, 0, ort::kFloat, &shape);
-  }
+  static OrtStatus* infer(const OrtShapeInferContext* context) { return infer_features(context, 1, 2, 1); }
 };
 
 const OrtCustomOp* const* sparse_gemm_ops(size_t* count) {
