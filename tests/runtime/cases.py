@@ -8,9 +8,18 @@ from functools import lru_cache
 import numpy as np
 import onnx
 import onnxruntime as ort
+from hypothesis import HealthCheck, settings
 from onnx import TensorProto, helper
 
 from .oracle import Staged
+
+#: How generated cases run here: sessions take their time, and the library is a fixture.
+relaxed = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 STAGED = ("X", "order", "ends", "W_head", "W_tail", "bias")
 PARAMETERS = {

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracle import ROUNDING, conv_relu, prefix_conv_block
 
-from .cases import random_ends, run, spoil
-
-relaxed = settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+from .cases import random_ends, relaxed, run, spoil
 
 
 def block_inputs(
@@ -120,7 +113,7 @@ def test_shapes(library, case, batch):
     check(library, inputs, attributes)
 
 
-@relaxed
+@settings(relaxed, max_examples=60)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1), rank=st.sampled_from([1, 2]))
 def test_any_shape(library, data, seed, rank):
     draw = lambda values: data.draw(st.sampled_from(values))

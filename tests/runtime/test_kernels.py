@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from .cases import KINDS, random_site, run, spoil
+from .cases import KINDS, random_site, relaxed, run, spoil
 from .oracle import patches, staged_argmax, staged_relu
 
-relaxed = settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -8,19 +8,15 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from exprune_cli.functions import function_proto
 
-relaxed = settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+from .cases import relaxed
+
 INPUTS = {
     "Gemm": ("X", "V", "U", "W", "bias", "offset", "max", "limit"),
     "ArgMax": ("X", "V", "U", "W", "bias", "shift", "margin"),

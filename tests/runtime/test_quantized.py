@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from .cases import relaxed
 from .quantized import BAD, case, f, good, reach, run_quantized, scores
 
-relaxed = settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 seeds = st.integers(0, 2**32 - 1)
 KINDS = ("Gemm", "ArgMax", "TopK")
 #: Ways to draw weights: what the codes of a row make of them differs most.
