@@ -14,6 +14,7 @@ from exprune_cli import flops
 from exprune_cli.counting import Counts, FlopsCounter, count_flops, staged_nodes, weight_shares
 from exprune_cli.errors import ExpruneError
 from exprune_cli.instrument import inline_functions
+from exprune_cli.memory import memory_notes
 from exprune_cli.record import Record, SiteRecord, read_record
 from exprune_cli.sessions import runtime_kind
 from exprune_cli.staged_nodes import staged_view
@@ -21,7 +22,7 @@ from exprune_cli.static import static_shapes, zero_feeds
 
 if TYPE_CHECKING:
     from exprune_cli.measure import Latency, Measurement
-    from exprune_cli.model import Model
+from exprune_cli.model import Model
 
 #: Version of the JSON object, see ``report.schema.json``.
 SCHEMA_VERSION = 1
@@ -214,28 +215,10 @@ def build_report(
     elif record is not None and record.quality:
         report.fidelity = Fidelity(**_known_fields(Fidelity, record.quality))
     if record is not None:
-        report.notes += _memory_notes(record)
+        report.notes += memory_notes(record)
     if record is not None and record.certificate:
         report.certificate = Certificate(**_known_fields(Certificate, record.certificate))
     return report
-
-
-def _memory_notes(record: Record) -> list[str]:
-    """What a staged file takes more memory for."""
-    staged = [site for site in record.sites if site.staged]
-    codes = sum(site.parameters.get("extra_bytes", 0) for site in staged)
-    guarded = [site for site in staged if "most_rows" in site.parameters]
-    notes = []
-    if codes:
-        notes.append(f"codes of weights add {codes / 1e6:,.1f} MB to the file and in memory (--exclude leaves a layer as it is)")
-    if guarded:
-        packed = sum(4 * (site.outputs or 0) * (site.groups or 0) for site in guarded)
-        least = min(int(site.parameters["most_rows"]) for site in guarded)
-        notes.append(
-            f"with more than {least} rows some sites run dense; ONNX Runtime packs their weights once more, "
-            f"up to {packed / 1e6:,.1f} MB in memory"
-        )
-    return notes
 
 
 def _sites_of_record(record: Record) -> list[SiteReport]:
