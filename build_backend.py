@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import build_meta as _setuptools
-from setuptools.build_meta import *  # noqa: F403  the hooks that stay setuptools' own
+from setuptools.build_meta import *
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "runtime"))
-from build import find_compiler  # noqa: E402
+from build import find_compiler
 
 
 def _ziglang_can_be_had() -> bool:
@@ -27,11 +27,17 @@ def _ziglang_can_be_had() -> bool:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     pip = [sys.executable, "-m", "pip"]
     try:
-        if subprocess.run([*pip, "--version"], env=environment, capture_output=True, timeout=60).returncode:
+        if subprocess.run(
+            [*pip, "--version"], check=False, env=environment, capture_output=True, timeout=60
+        ).returncode:
             return True
         options = ["--retries", "0", "--timeout", "10", "--disable-pip-version-check"]
         found = subprocess.run(
-            [*pip, "index", "versions", "ziglang", *options], env=environment, capture_output=True, timeout=60
+            [*pip, "index", "versions", "ziglang", *options],
+            check=False,
+            env=environment,
+            capture_output=True,
+            timeout=60,
         )
         return found.returncode == 0
     except (OSError, subprocess.TimeoutExpired):

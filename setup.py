@@ -14,7 +14,7 @@ from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "runtime"))
-from build import build  # noqa: E402
+from build import build
 
 #: Written beside the library's place when it could not be built: the reason, for exprune to quote.
 MISSING_NOTE = "_runtime_missing.txt"

@@ -32,9 +32,7 @@ def row(name: str, test: str, max_drop: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
         staged = Path(folder) / "staged.onnx"
         start = time.perf_counter()
-        exprune_cli.optimize(
-            model, staged, data=calibration, objective="flops", test=test, max_drop=max_drop
-        )
+        exprune_cli.optimize(model, staged, data=calibration, objective="flops", test=test, max_drop=max_drop)
         seconds = time.perf_counter() - start
         report = exprune_cli.report(staged, baseline=model, data=held_out)
     totals, fidelity = report.totals, report.fidelity

@@ -94,7 +94,9 @@ class FlopsCounter:
             spent = flops.spent_flops(site, rows, counts_alive)
             sums.int8_macs = _plus(sums.int8_macs, flops.int8_macs(site, rows, counts_alive))
             if alive.size and alive[0] < 0:  # the dense layer ran: nothing was skipped
-                alive = np.full_like(alive, rows * ((site.groups if site.kind == "sparse" else site.outputs) or 0))
+                alive = np.full_like(
+                    alive, rows * ((site.groups if site.kind == "sparse" else site.outputs) or 0)
+                )
             sums.rows[site.name] = sums.rows.get(site.name, 0) + rows
             sums.survivors[site.name] = sums.survivors.get(site.name, np.zeros_like(alive)) + alive
             sums.site_flops[site.name] = sums.site_flops.get(site.name, 0.0) + spent

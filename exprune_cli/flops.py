@@ -206,7 +206,10 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
     if survivors[0] < 0:  # the dense layer ran
         return dense_site_flops(site, rows)
     if site.estimate == "quantized":
-        return rows * site.outputs * (2.0 * site.groups + TEST_COST["bound"](0)) + 2.0 * survivors[0] * site.groups * whole
+        return (
+            rows * site.outputs * (2.0 * site.groups + TEST_COST["bound"](0))
+            + 2.0 * survivors[0] * site.groups * whole
+        )
     cost = (lambda k: _BLOCK_TEST_COST) if "block" in site.parameters else TEST_COST[site.test]
     if site.estimate == "low-rank":
         # V x and U (V x) for all, then the survivors whole: the estimate is no part of the result.

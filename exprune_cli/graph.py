@@ -218,9 +218,7 @@ def _drop_unread_constants(
         dead = [
             node
             for node in nodes
-            if node.op_type in SHAPE_OPS
-            and node.output[0] not in read
-            and before[node.output[0]] > 0
+            if node.op_type in SHAPE_OPS and node.output[0] not in read and before[node.output[0]] > 0
         ]
         if not dead:
             return nodes

@@ -87,7 +87,9 @@ def match(model: Model, exclude: Sequence[str] = ()) -> Matches:
     sites, refusals = [], []
     for outcome in outcomes:
         if outcome.name in excluded:
-            refusals.append(Refusal(outcome.name, outcome.op, outcome.rule, "excluded", "excluded by --exclude"))
+            refusals.append(
+                Refusal(outcome.name, outcome.op, outcome.rule, "excluded", "excluded by --exclude")
+            )
         elif isinstance(outcome, Refusal):
             refusals.append(outcome)
         else:
@@ -124,7 +126,11 @@ def _outcome(graph: ModelGraph, node: gs.Node) -> Site | Refusal:
     if first is None:
         linear = read_linear(graph, node)
         reason = linear if isinstance(linear, Reason) else follow(graph, linear).stop
-        first = Refusal(name, node.op, "", reason.code, reason.text) if reason else Refusal(name, node.op, "", "none", "")
+        first = (
+            Refusal(name, node.op, "", reason.code, reason.text)
+            if reason
+            else Refusal(name, node.op, "", "none", "")
+        )
     return _returned(graph, node, first) if first.code == "graph-output" else first
 
 
@@ -191,7 +197,11 @@ def _excluded(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
         hit = fnmatch.filter(names, pattern)
         if not hit:
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
-            hint = f"did you mean {', '.join(map(repr, near))}?" if near else "see `exprune report` for the names"
+            hint = (
+                f"did you mean {', '.join(map(repr, near))}?"
+                if near
+                else "see `exprune report` for the names"
+            )
             raise UsageError(f"--exclude {pattern!r} matches no site: {hint}")
         excluded.update(hit)
     return excluded
@@ -203,7 +213,9 @@ def _in_subgraphs(graph: onnx.GraphProto) -> list[Refusal]:
         if node.op_type in LINEAR_OPS or node.op_type in _OTHER_LINEAR:
             name = node.name or (node.output[0] if node.output else "")
             where = f"{outer.op_type} '{outer.name or outer.output[0]}'"
-            refusals.append(Refusal(name, node.op_type, "", "subgraph", f"it is inside a subgraph of {where}"))
+            refusals.append(
+                Refusal(name, node.op_type, "", "subgraph", f"it is inside a subgraph of {where}")
+            )
     return refusals
 
 

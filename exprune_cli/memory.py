@@ -12,7 +12,9 @@ def memory_notes(record: Record) -> list[str]:
     guarded = [site for site in staged if "most_rows" in site.parameters]
     notes = []
     if codes:
-        notes.append(f"codes of weights add {codes / 1e6:,.1f} MB to the file and in memory (--exclude leaves a layer as it is)")
+        notes.append(
+            f"codes of weights add {codes / 1e6:,.1f} MB to the file and in memory (--exclude leaves a layer as it is)"
+        )
     if guarded:
         packed = sum(4 * (site.outputs or 0) * (site.groups or 0) for site in guarded)
         least = min(int(site.parameters["most_rows"]) for site in guarded)

@@ -156,7 +156,12 @@ def optimize_model(
         top_k=wanted,
     )
     if record.test in LOSSY and matches.sites:
-        plans = _lossy(job, record, max_drop, Gate(DEFAULT_MAX_DROP if max_drop is None else max_drop, confidence, metric, wanted))
+        plans = _lossy(
+            job,
+            record,
+            max_drop,
+            Gate(DEFAULT_MAX_DROP if max_drop is None else max_drop, confidence, metric, wanted),
+        )
     else:
         plans = _faster(job, _plans(job, record.test)[0])
     proto, sites = _finish(job, plans, record)
@@ -185,7 +190,9 @@ def _statistics(
     share = max(_CALIBRATION_SHARE, min(0.5, least / max(len(data), 1)))
     seen, held_out = data.split(share, seed)
     seen = seen.take(min(len(seen), most), seed)
-    return observe(model, matches.sites, seen, seed=seed, progress=_stage(progress, "observing", len(seen))), held_out
+    return observe(
+        model, matches.sites, seen, seed=seed, progress=_stage(progress, "observing", len(seen))
+    ), held_out
 
 
 def _apart(data: DataSet, held_out: DataSet, seed: int) -> tuple[DataSet | None, DataSet]:
@@ -227,7 +234,10 @@ def _plans(job: _Job, test: str, budgets: Sequence[float] = BUDGETS) -> list[dic
     steps = plan(sites, job.calibration, test, budgets, _stage(job.progress, "planning", len(sites)))
     if job.feeds is None or test not in ("calibrated", "bound"):
         return steps
-    seen, report = (job.probe if test == "calibrated" else None), _stage(job.progress, "planning blocks", len(sites))
+    seen, report = (
+        (job.probe if test == "calibrated" else None),
+        _stage(job.progress, "planning blocks", len(sites)),
+    )
     return with_blocks(job.model, sites, steps, budgets, job.calibration, seen, job.seed, report)
 
 
@@ -239,7 +249,9 @@ def _knob(job: _Job, test: str) -> list[dict[str, SitePlan]]:
     steps = _plans(job, test, OFFERS if priced else BUDGETS)
     # Where the boldest step does not win, or not against a lossless form, a more careful one cannot.
     boldest = _faster(job, steps[-1])
-    job.settled = {name: p for name, p in boldest.items() if p.estimate != steps[-1][name].estimate or not p.staged}
+    job.settled = {
+        name: p for name, p in boldest.items() if p.estimate != steps[-1][name].estimate or not p.staged
+    }
     steps = [{**step, **job.settled} for step in steps]
     if not priced:
         return steps
@@ -265,7 +277,9 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
         # breaks the level. So every step is timed before it is tested; timings know no losses.
         if len(steps) == len(LEVELS):
             steps = steps[walk_levels(gate.max_drop)]
-        found = search(job.model, sites, steps, job.held_out, gate, job.progress, lambda step: _faster(job, step))
+        found = search(
+            job.model, sites, steps, job.held_out, gate, job.progress, lambda step: _faster(job, step)
+        )
     else:
         found = search(job.model, sites, steps, job.held_out, gate, job.progress)
     if found is not None:
@@ -273,7 +287,9 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
         if gate.confidence is None:
             plans = _faster(job, found.plans)
         if any(plans[name] is not found.plans[name] for name in plans):
-            found = evaluate(job.model, sites, plans, job.held_out, gate, Baseline(job.model.proto), job.progress)
+            found = evaluate(
+                job.model, sites, plans, job.held_out, gate, Baseline(job.model.proto), job.progress
+            )
         if gate.holds(found.drop):
             record.quality = found.quality
             record.certificate = _certificate(gate, found.quality["metric"], found.drop.p_value, job.held_out)
@@ -315,7 +331,9 @@ def _faster(job: _Job, plans: Mapping[str, SitePlan]) -> Mapping[str, SitePlan]:
     if job.feeds is None:
         kept = never_slower.keep_expected(sites, options, infer_shapes(job.model.proto))
     else:
-        kept, timings = never_slower.keep_faster(job.model, sites, options, job.feeds, job.progress, job.batch)
+        kept, timings = never_slower.keep_faster(
+            job.model, sites, options, job.feeds, job.progress, job.batch
+        )
         job.timings.update(timings)
     return {**plans, **job.settled, **kept}
 
@@ -335,7 +353,9 @@ def _options(job: _Job, site: Site, chosen: SitePlan) -> list[SitePlan]:
     return [quantized] if chosen.test == "bound" or not chosen.staged else [chosen, quantized]
 
 
-def _finish(job: _Job, plans: Mapping[str, SitePlan], record: Record) -> tuple[onnx.ModelProto, list[SiteRecord]]:
+def _finish(
+    job: _Job, plans: Mapping[str, SitePlan], record: Record
+) -> tuple[onnx.ModelProto, list[SiteRecord]]:
     """Rewrites, checks the whole model's speed, records, verifies."""
     model, sites = job.model, job.matches.sites
     proto, records = rewrite(model, sites, plans)
@@ -344,7 +364,9 @@ def _finish(job: _Job, plans: Mapping[str, SitePlan], record: Record) -> tuple[o
         if speedup < 1:
             reason = f"faster alone, but the whole model is slower here ({speedup:.2f}x)"
             proto, records = rewrite(model, sites, {site.name: dense(site, reason) for site in sites})
-    records = [never_slower.with_timing(r, job.timings) for r in records] + refusal_records(job.matches.refusals)
+    records = [never_slower.with_timing(r, job.timings) for r in records] + refusal_records(
+        job.matches.refusals
+    )
     position = {n.name or next(iter(n.output), ""): i for i, n in enumerate(model.proto.graph.node)}
     record.sites = sorted(records, key=lambda site: position.get(site.name, len(position)))
     if proto is not model.proto or record.top_k:

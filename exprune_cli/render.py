@@ -137,7 +137,9 @@ def _totals_table(report: Report) -> Table:
     if report.timing is not None:
         table.add_row("latency", _latency(report))
     if report.runtime is not None:
-        kind = {"native": f"native, {kernels_name()} kernels", "function": "not found: ONNX functions"}[report.runtime]
+        kind = {"native": f"native, {kernels_name()} kernels", "function": "not found: ONNX functions"}[
+            report.runtime
+        ]
         table.add_row("runtime", kind)
     if fidelity is not None:
         table.add_row("quality", _quality(report))

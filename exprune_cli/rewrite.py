@@ -54,7 +54,8 @@ def own(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
 def refusal_records(refusals: Sequence[Refusal]) -> list[SiteRecord]:
     """Records of the linear ops that no rule took."""
     return [
-        SiteRecord(r.name, r.op, r.rule, kind=None, staged=False, reason=r.reason, code=r.code) for r in refusals
+        SiteRecord(r.name, r.op, r.rule, kind=None, staged=False, reason=r.reason, code=r.code)
+        for r in refusals
     ]
 
 

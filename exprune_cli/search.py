@@ -158,7 +158,9 @@ def evaluate(
     if before is None or after is None:
         raise ExpruneError("no metric fits the model's outputs: give one with --metric")
     if gate.confidence is not None and result.metric not in _BOUNDED:
-        raise UsageError(f"--confidence needs a metric between 0 and 1 ({' or '.join(_BOUNDED)}), not {result.metric}")
+        raise UsageError(
+            f"--confidence needs a metric between 0 and 1 ({' or '.join(_BOUNDED)}), not {result.metric}"
+        )
     bounded = result.metric in _BOUNDED
     unit = score_unit(np.concatenate([before, after])) if bounded else 1.0
     drop = judge(before - after, gate.max_drop, bounded=bounded, unit=unit)

@@ -26,7 +26,9 @@ class SiteValues:
         names = dict.fromkeys(name for site in sites for name in read_by(site))
         self._inside = [name for name in names if name not in fed]
         addition = with_outputs(model.proto, self._inside, TensorProto.FLOAT)
-        self._session = open_session(model.proto, addition=addition, use_runtime=False) if self._inside else None
+        self._session = (
+            open_session(model.proto, addition=addition, use_runtime=False) if self._inside else None
+        )
 
     def of(self, sites: Sequence[Site], feeds: Feeds, where: str) -> dict[str, np.ndarray]:
         """The tensors that ``sites`` read, by name, in one run of the model on ``feeds``."""

@@ -172,7 +172,9 @@ def site_model(model: Model, site: Site, rank: int) -> onnx.ModelProto:
     inputs = [helper.make_tensor_value_info("in_0", TensorProto.FLOAT, [f"d{i}" for i in range(rank)])]
     last = "linear"
     if site.offset:
-        inputs.append(helper.make_tensor_value_info("in_1", TensorProto.FLOAT, [f"o{i}" for i in range(rank)]))
+        inputs.append(
+            helper.make_tensor_value_info("in_1", TensorProto.FLOAT, [f"o{i}" for i in range(rank)])
+        )
         nodes.append(helper.make_node("Add", ["linear", "in_1"], ["sum"]))
         last = "sum"
     names = ["values", "out"] if site.kind == "top_k" else ["out"]
@@ -251,6 +253,8 @@ def random_feeds(model: Model, batch: int, seed: int, count: int = 4) -> list[Fe
             dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
             if dtype.kind not in "fiub":
                 return None
-            feed[value.name] = (rng.standard_normal(shape) if dtype.kind == "f" else np.zeros(shape)).astype(dtype)
+            feed[value.name] = (rng.standard_normal(shape) if dtype.kind == "f" else np.zeros(shape)).astype(
+                dtype
+            )
         feeds.append(feed)
     return feeds

@@ -61,10 +61,14 @@ def with_top_k(model: Model, wanted: Mapping[str, int]) -> Model:
             raise UsageError(f"--top-k {name}={k}: the model has no such output; it has {', '.join(outputs)}")
         values, indices, constant = f"{name}_values", f"{name}_indices", f"{name}_k"
         if {values, indices, constant} & taken:
-            raise ExpruneError(f"--top-k {name}={k}: the model uses the name {values}, {indices} or {constant} already")
+            raise ExpruneError(
+                f"--top-k {name}={k}: the model uses the name {values}, {indices} or {constant} already"
+            )
         dims = _dims(outputs[name], f"--top-k {name}={k}", k)
         graph.initializer.append(numpy_helper.from_array(np.array([k], np.int64), constant))
-        graph.node.append(helper.make_node("TopK", [name, constant], [values, indices], f"{name}_top_k", axis=-1))
+        graph.node.append(
+            helper.make_node("TopK", [name, constant], [values, indices], f"{name}_top_k", axis=-1)
+        )
         results.append(helper.make_tensor_value_info(values, TensorProto.FLOAT, dims))
         results.append(helper.make_tensor_value_info(indices, TensorProto.INT64, dims))
     del graph.output[:]

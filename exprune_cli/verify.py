@@ -29,7 +29,9 @@ def verify(original: Model, proto: onnx.ModelProto) -> None:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # the checker raises several unrelated types
         if _was_valid(original.proto):
-            raise ExpruneError(f"internal error: the staged model is not valid: {error}; please report this") from error
+            raise ExpruneError(
+                f"internal error: the staged model is not valid: {error}; please report this"
+            ) from error
 
 
 def _was_valid(proto: onnx.ModelProto) -> bool:

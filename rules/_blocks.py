@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from exprune_cli.rules._stage import insert, relu_inputs, test_inputs
 
 from exprune_cli.graph import ModelGraph
-from exprune_cli.rules._stage import insert, relu_inputs, test_inputs
 from exprune_cli.sites import Site, SitePlan
 
 #: Inputs of the test, in the op's order, before ``block``.

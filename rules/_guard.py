@@ -71,7 +71,9 @@ def _dense(graph: ModelGraph, site: Site, staged: gs.Node) -> list[onnx.NodeProt
         linear = f"{prefix}/sum"
     nodes += end_nodes(site, linear, [f"{prefix}/{index}" for index in range(len(staged.outputs) - 1)])
     uncounted = numpy_helper.from_array(np.array([-1], np.int64))
-    nodes.append(helper.make_node("Constant", [], [f"{prefix}/survivors"], f"{prefix}/Constant", value=uncounted))
+    nodes.append(
+        helper.make_node("Constant", [], [f"{prefix}/survivors"], f"{prefix}/Constant", value=uncounted)
+    )
     return nodes
 
 

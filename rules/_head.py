@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
-
-from exprune_cli.graph import ModelGraph
 from exprune_cli.rules._constants import Reason, small_constant
 from exprune_cli.rules._linear import Linear, follow, read_linear
+
+from exprune_cli.graph import ModelGraph
 
 
 def read_head(graph: ModelGraph, node: gs.Node) -> Linear | None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
-
-from exprune_cli.graph import ModelGraph
 from exprune_cli.rules._constants import ConstantRef, Reason, constant_of, small_constant
 from exprune_cli.rules._pads import fold_pad
+
+from exprune_cli.graph import ModelGraph
 from exprune_cli.sites import ConvGeometry, Site
 
 LINEAR_OPS = ("Gemm", "MatMul", "Conv")
@@ -233,7 +233,9 @@ def _geometry(graph: ModelGraph, node: gs.Node, kernel: tuple[int, ...]) -> Conv
             elif isinstance(size, int):
                 total = max((math.ceil(size / strides[axis]) - 1) * strides[axis] + reach - size, 0)
             else:
-                return Reason("auto-pad", f"auto_pad = {auto} with a stride and an input size that is not fixed")
+                return Reason(
+                    "auto-pad", f"auto_pad = {auto} with a stride and an input size that is not fixed"
+                )
             half, rest = total // 2, total - total // 2
             begins.append(half if auto == "SAME_UPPER" else rest)
             ends.append(rest if auto == "SAME_UPPER" else half)
@@ -263,7 +265,9 @@ def follow(graph: ModelGraph, linear: Linear, *, offset: bool = True) -> Linear:
             return dataclasses.replace(linear, stop=node)
         step = _fold(graph, linear, node, offset)
         if step is None:
-            text = f"its result goes to {node.op} '{node.name or node.outputs[0].name}', not to a ReLU or ArgMax"
+            text = (
+                f"its result goes to {node.op} '{node.name or node.outputs[0].name}', not to a ReLU or ArgMax"
+            )
             return dataclasses.replace(linear, stop=Reason("other-activation", text))
         if isinstance(step, Reason):
             return dataclasses.replace(linear, stop=step)
@@ -289,7 +293,11 @@ def _fold(graph: ModelGraph, linear: Linear, node: gs.Node, offset: bool) -> Lin
     if node.op in ("Identity", "Dropout"):
         if node.op == "Dropout" and (len(node.outputs) > 1 and graph.readers(node.outputs[1])):
             return Reason("dropout-mask", "the mask of its Dropout is read")
-        if len(node.inputs) > 2 and node.inputs[2].name and np.any(small_constant(graph, node.inputs[2]) != 0):
+        if (
+            len(node.inputs) > 2
+            and node.inputs[2].name
+            and np.any(small_constant(graph, node.inputs[2]) != 0)
+        ):
             return Reason("training", "its Dropout is in training mode")
         return linear
     if node.op == "Add":
@@ -337,7 +345,9 @@ def _fold_offset(graph: ModelGraph, linear: Linear, node: gs.Node, other: gs.Ten
     if linear.offset is not None:
         return Reason("two-offsets", "more than one computed tensor is added before the ReLU")
     if not graph.same_shape(other.name, linear.tensor.name):
-        return Reason("offset-shape", f"the added tensor '{other.name}' is not known to have the output's shape")
+        return Reason(
+            "offset-shape", f"the added tensor '{other.name}' is not known to have the output's shape"
+        )
     return dataclasses.replace(linear, offset=other.name)
 
 
@@ -353,6 +363,4 @@ def _fold_batch_norm(graph: ModelGraph, linear: Linear, node: gs.Node) -> Linear
         return Reason("norm-parameters", "its BatchNormalization has computed or odd parameters")
     gamma, beta, mean, variance = (p.astype(np.float64).reshape(-1) for p in parameters)
     factor = gamma / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
-    return dataclasses.replace(
-        linear, scale=linear.scale * factor, bias=(linear.bias - mean) * factor + beta
-    )
+    return dataclasses.replace(linear, scale=linear.scale * factor, bias=(linear.bias - mean) * factor + beta)

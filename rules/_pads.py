@@ -11,10 +11,10 @@ import dataclasses
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from exprune_cli.rules._constants import ConstantRef, constant_of, small_constant
 from onnx.reference import ReferenceEvaluator
 
 from exprune_cli.graph import SHAPE_OPS, ModelGraph
-from exprune_cli.rules._constants import ConstantRef, constant_of, small_constant
 from exprune_cli.sites import ConvGeometry
 
 #: Elements of a tensor that may take part in computing pads.

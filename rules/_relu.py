@@ -7,8 +7,6 @@ import math
 
 import numpy as np
 import onnx_graphsurgeon as gs
-
-from exprune_cli.graph import ModelGraph
 from exprune_cli.rules._linear import (
     Linear,
     Reason,
@@ -28,6 +26,8 @@ from exprune_cli.rules._stage import (
     relu_test_names,
     test_inputs,
 )
+
+from exprune_cli.graph import ModelGraph
 from exprune_cli.sites import Site, SitePlan
 
 #: Operators that keep zeros where they are in memory order.

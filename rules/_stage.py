@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from exprune_cli.rules._guard import guarded
 
 from exprune_cli.dense_layer import result_types
 from exprune_cli.graph import ModelGraph
-from exprune_cli.rules._guard import guarded
 from exprune_cli.sites import Site, SitePlan
 from exprune_cli.staged_nodes import DOMAIN
 
@@ -53,13 +53,17 @@ def relu_inputs(graph: ModelGraph, site: Site) -> list[gs.Tensor]:
 
 def relu_test_names(plan: SitePlan) -> tuple[str, ...]:
     """Input names of a ReLU site's test."""
-    return {"Threshold": ("scale", "limit"), "Bound": ("radius", "slack"), "Stats": ()}[OP_SUFFIX[plan.test or ""]]
+    return {"Threshold": ("scale", "limit"), "Bound": ("radius", "slack"), "Stats": ()}[
+        OP_SUFFIX[plan.test or ""]
+    ]
 
 
 def quantized_inputs(graph: ModelGraph, site: Site, plan: SitePlan) -> list[gs.Tensor]:
     """``X``, ``codes``, ``scale``, ``error``, ``norm``, ``W`` ``[N, G]``, ``bias``."""
     prefix = f"{site.name}/"
-    arrays = [graph.constant(prefix + name, plan.parameters[name]) for name in ("codes", "scale", "error", "norm")]
+    arrays = [
+        graph.constant(prefix + name, plan.parameters[name]) for name in ("codes", "scale", "error", "norm")
+    ]
     weight = site.load_weight()[:, :, 0]
     return [
         gs.Variable(site.input),
@@ -105,13 +109,17 @@ def insert(
     old = [node for node in graph.graph.nodes if node.outputs and node.outputs[0].name in site.nodes]
     wanted = [site.values, site.output] if site.kind == "top_k" else [site.output]
     made = {tensor.name: tensor for node in old for tensor in node.outputs}
-    outputs = [made[name] if name else gs.Variable(graph.unique_name(f"{site.output}/values")) for name in wanted]
+    outputs = [
+        made[name] if name else gs.Variable(graph.unique_name(f"{site.output}/values")) for name in wanted
+    ]
     survivors = gs.Variable(graph.unique_name(f"{site.output}/survivors"), np.int64)
     name = graph.unique_name(f"{site.name}/{op}")
     nodes = []
     if site.transposed_input:
         turned = gs.Variable(graph.unique_name(f"{site.name}/rows"), np.float32)
-        nodes.append(gs.Node("Transpose", f"{turned.name}/Transpose", {"perm": [1, 0]}, [inputs[0]], [turned]))
+        nodes.append(
+            gs.Node("Transpose", f"{turned.name}/Transpose", {"perm": [1, 0]}, [inputs[0]], [turned])
+        )
         inputs = [turned, *inputs[1:]]
     for node in old:
         node.outputs.clear()

@@ -24,8 +24,6 @@ import dataclasses
 
 import numpy as np
 import onnx_graphsurgeon as gs
-
-from exprune_cli.graph import ModelGraph
 from exprune_cli.rules._constants import Reason, small_constant
 from exprune_cli.rules._head import constant_k, is_last, read_head
 from exprune_cli.rules._linear import Linear, as_site, only_reader
@@ -37,6 +35,8 @@ from exprune_cli.rules._stage import (
     quantized_inputs,
     test_inputs,
 )
+
+from exprune_cli.graph import ModelGraph
 from exprune_cli.sites import Site, SitePlan
 
 NAME = "argmax-gemm"
@@ -101,7 +101,9 @@ def rewrite(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, str]:
         "select_last_index": int(site.select_last_index),
     }
     if plan.estimate == "quantized":
-        return insert(graph, site, plan, "QuantizedArgMaxBound", quantized_inputs(graph, site, plan), attributes)
+        return insert(
+            graph, site, plan, "QuantizedArgMaxBound", quantized_inputs(graph, site, plan), attributes
+        )
     if plan.estimate == "low-rank":
         estimate = [*low_rank_inputs(graph, site, plan), *test_inputs(graph, site, plan, ("shift", "margin"))]
         return insert(graph, site, plan, "LowRankArgMaxThreshold", estimate, attributes)

@@ -21,11 +21,11 @@ A Pad of zeros before the Conv is folded into its pads. ``ConvRelu`` is the whol
 from __future__ import annotations
 
 import onnx_graphsurgeon as gs
-
-from exprune_cli.graph import ModelGraph
 from exprune_cli.rules._blocks import rewrite_blocks
 from exprune_cli.rules._linear import Linear, Reason
 from exprune_cli.rules._relu import match_relu, relu_site, rewrite_relu
+
+from exprune_cli.graph import ModelGraph
 from exprune_cli.sites import Site, SitePlan
 
 NAME = "relu-conv"

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
-
-from exprune_cli.graph import ModelGraph
 from exprune_cli.rules._linear import Linear, Reason, as_site, follow, read_linear
 from exprune_cli.rules._relu import reads_relu
 from exprune_cli.rules._stage import insert
+
+from exprune_cli.graph import ModelGraph
 from exprune_cli.sites import Site, SitePlan
 
 NAME = "sparse-gemm"

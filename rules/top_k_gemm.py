@@ -18,12 +18,12 @@ import dataclasses
 
 import numpy as np
 import onnx_graphsurgeon as gs
-
-from exprune_cli.graph import ModelGraph
 from exprune_cli.rules._constants import Reason
 from exprune_cli.rules._head import constant_k, is_last, read_head
 from exprune_cli.rules._linear import Linear, as_site, only_reader
 from exprune_cli.rules._stage import insert, quantized_inputs
+
+from exprune_cli.graph import ModelGraph
 from exprune_cli.sites import Site, SitePlan
 
 NAME = "top-k-gemm"

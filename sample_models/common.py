@@ -81,7 +81,9 @@ def describe(path: Path, sample: dict[str, np.ndarray], divide: int = 1) -> None
             per_output = values[node.input[0]].shape[-1]
         macs = values[node.output[0]].size * per_output // divide
         total += macs
-        print(f"  {node.name:44s} {node.op_type:7s} out {values[node.output[0]].shape!s:22s} {macs:>12,} MACs")
+        print(
+            f"  {node.name:44s} {node.op_type:7s} out {values[node.output[0]].shape!s:22s} {macs:>12,} MACs"
+        )
     print(f"  {'all linear nodes':44s} {'':34s} {total:>12,} MACs")
     for node in relus:
         zeros = float((values[node.output[0]] == 0).mean())

@@ -41,9 +41,13 @@ def view(image: np.ndarray, size: int, rng: np.random.Generator, strength: float
     shear = strength * rng.uniform(-0.2, 0.2)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = turn @ np.array([[1, shear], [0, 1]]) * (8 / size) / scale
-    shift = np.array([3.5, 3.5]) - matrix @ (np.array([size, size]) / 2 - 0.5 + strength * rng.uniform(-0.07, 0.07, 2) * size)
+    shift = np.array([3.5, 3.5]) - matrix @ (
+        np.array([size, size]) / 2 - 0.5 + strength * rng.uniform(-0.07, 0.07, 2) * size
+    )
     result = ndimage.affine_transform(image, matrix, shift, output_shape=(size, size), order=1)
-    result = result * (1 - strength * (0.4 - rng.uniform(0.0, 0.4))) + rng.normal(0, strength * rng.uniform(0.0, 0.12), result.shape)
+    result = result * (1 - strength * (0.4 - rng.uniform(0.0, 0.4))) + rng.normal(
+        0, strength * rng.uniform(0.0, 0.12), result.shape
+    )
     return (np.round(np.clip(result, 0, 1) * 16) / 16).astype(np.float32)
 
 

@@ -8,7 +8,9 @@ import onnxruntime as ort
 from onnx import numpy_helper, parser
 
 
-def build(body: str, weights: dict[str, object], *, opset: int = 17, ir: int = 8, seed: int = 0) -> onnx.ModelProto:
+def build(
+    body: str, weights: dict[str, object], *, opset: int = 17, ir: int = 8, seed: int = 0
+) -> onnx.ModelProto:
     """A model from the text of its graph.
 
     Args:

@@ -357,7 +357,9 @@ def prefix_conv_block(x, order, ends, w, bias, offset, ceiling, scale, shift, li
         noise = abs(scale[s]) * layer.sizes[:, :, :e].sum(axis=2) + abs(off) + abs(shift[s])
         noise = ROUNDING * noise
         score = sums(positive**2)
-        spread = sums(np.where(value < -noise, 0, 2 * noise * abs(positive) + noise**2)) + ROUNDING * run * score
+        spread = (
+            sums(np.where(value < -noise, 0, 2 * noise * abs(positive) + noise**2)) + ROUNDING * run * score
+        )
         return score, np.broadcast_to(limit[s], score.shape).astype(np.float64), spread
 
     y, survivors, distance, rounding, unsure = _relu(layer, ends, off, float(ceiling[0]), test)

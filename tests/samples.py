@@ -21,7 +21,13 @@ ROOT = Path(__file__).parents[1] / "sample_models"
 
 #: Model, calibration data, test data, and how many samples tests take of each.
 CASES = {
-    "digits_resnet": ("digits_resnet/digits_resnet.onnx", "digits_resnet/calibration", "digits_resnet/test", 96, 150),
+    "digits_resnet": (
+        "digits_resnet/digits_resnet.onnx",
+        "digits_resnet/calibration",
+        "digits_resnet/test",
+        96,
+        150,
+    ),
     "graph_gcn": ("graph_gcn/graph_gcn.onnx", "graph_gcn/calibration", "graph_gcn/test", 6, 8),
     "relu_lm": ("relu_lm/relu_lm.onnx", "relu_lm/calibration", "relu_lm/test", 24, 24),
     "relu_lm_step": ("relu_lm/relu_lm_step.onnx", "relu_lm/calibration_step", "relu_lm/test_step", 14, 14),

@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, not how fast")
     options = parser.parse_args()
     chosen = [
-        case for case in cases(options.quick) if not options.case or any(part in case.name for part in options.case)
+        case
+        for case in cases(options.quick)
+        if not options.case or any(part in case.name for part in options.case)
     ]
     print(f"{runtime_info()}; numpy reads {read_bandwidth():.0f} GB/s on one thread\n", flush=True)
     print(HEADER)

@@ -147,7 +147,9 @@ def decode_step() -> Case:
                 yield inputs
                 token, keys, values = session.run(["next", "keys", "values"], inputs)
 
-    return Case("relu_lm decode step", build, feeds, (1, 2, 4, 16), data=STEP / "calibration_step", checks=2000)
+    return Case(
+        "relu_lm decode step", build, feeds, (1, 2, 4, 16), data=STEP / "calibration_step", checks=2000
+    )
 
 
 def save(nodes, values, results, arrays: dict[str, np.ndarray], path: Path) -> None:

@@ -49,7 +49,9 @@ def _saved(site: Site, test: str, end: int, share: float) -> float:
     return chunks.saved_share([end], site.groups, [share], cost / (2 * site.groups))
 
 
-def _plan(site: Site, test: str, order: np.ndarray, end: int, share: float | None, note: str = "") -> SitePlan:
+def _plan(
+    site: Site, test: str, order: np.ndarray, end: int, share: float | None, note: str = ""
+) -> SitePlan:
     return SitePlan(
         site.name,
         staged=True,

@@ -69,7 +69,9 @@ def bound_pruned(
     whole = np.sqrt(squares.sum(axis=1))[:, None]
     decided: list[np.ndarray] = []
     for check, end in enumerate(ends):
-        reach = parameters["radius"][check] * np.sqrt(tails[:, end])[:, None] + parameters["slack"][check] * whole
+        reach = (
+            parameters["radius"][check] * np.sqrt(tails[:, end])[:, None] + parameters["slack"][check] * whole
+        )
         now = sums[check] + offset + reach < 0
         decided.append(now | decided[-1] if decided else now)
     return decided

@@ -66,7 +66,9 @@ def width_for(needed: np.ndarray, budget: float) -> tuple[float, float]:
     """
     count = len(needed)
     if budget * count < 1:
-        width = float(needed[-1]) * (1 + _TAIL * float(np.log(1 / (budget * count)))) if budget > 0 else np.inf
+        width = (
+            float(needed[-1]) * (1 + _TAIL * float(np.log(1 / (budget * count)))) if budget > 0 else np.inf
+        )
         return width, budget
     width = float(needed[min(count - 1, int(np.ceil((1 - budget) * count)) - 1)])
     return width, (float(np.sum(needed > width)) + 0.5) / count
@@ -80,7 +82,9 @@ def candidates(partial: np.ndarray, form: Sequence[np.ndarray], width: float) ->
     return ~(predicted + width * unit < lead)
 
 
-def z_scores(rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, end: int) -> tuple[np.ndarray, np.ndarray]:
+def z_scores(
+    rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, end: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Dominance Prediction's test statistic after ``end`` groups in the natural order.
 
     Args:

@@ -122,7 +122,15 @@ def _relu(
                 continue
             limit = calibrated.cut(fit, choice.price / weights) * fit.sigma - fit.intercept
             limit = limit.astype(np.float32)
-            best[i] = _plan(site, down, up * fit.slope[:, None], {"limit": limit}, choice.pruned[0], choice.lost, choice.saved)
+            best[i] = _plan(
+                site,
+                down,
+                up * fit.slope[:, None],
+                {"limit": limit},
+                choice.pruned[0],
+                choice.lost,
+                choice.saved,
+            )
     return best
 
 

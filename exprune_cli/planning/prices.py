@@ -83,7 +83,10 @@ def choose(
     energy = energy[rows].ravel()
     total = float(energy.sum())
     lowest = _LOWEST * (total / max(energy.size, 1) + 1e-30)
-    first = [_first_price(loss[rows].ravel() / (1 - end / groups), lowest) for loss, end in zip(losses, ends, strict=True)]
+    first = [
+        _first_price(loss[rows].ravel() / (1 - end / groups), lowest)
+        for loss, end in zip(losses, ends, strict=True)
+    ]
     best: list[Choice | None] = [None] * len(budgets)
     for size in range(1, MOST_CHECKS + 1):
         found = [

@@ -119,9 +119,7 @@ def quantized_parameters(weight: np.ndarray, bits: int = 8) -> dict[str, np.ndar
     return {"codes": pack(codes, bits), **arrays}
 
 
-def _code_rows(
-    weight: np.ndarray, most: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _code_rows(weight: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Codes (in -most .. most, plus most + 1), scale, error and norm of some rows.
 
     Each row is cut where its error is smallest.
@@ -161,7 +159,9 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     rows, columns = -(-outputs // _BLOCK), -(-groups // _BLOCK)
     padded = np.full((rows * _BLOCK, columns * _BLOCK), 2 ** (bits - 1), np.uint8)
     padded[:outputs, :groups] = codes
-    vectors = padded.reshape(rows, _BLOCK, columns, 4, 4).transpose(0, 2, 3, 1, 4).reshape(rows, columns, 4, 64)
+    vectors = (
+        padded.reshape(rows, _BLOCK, columns, 4, 4).transpose(0, 2, 3, 1, 4).reshape(rows, columns, 4, 64)
+    )
     if bits == 6:
         last = vectors[:, :, 3]
         vectors = np.stack([vectors[:, :, i] | ((last >> (2 * i) & 3) << 6) for i in range(3)], axis=2)

@@ -261,7 +261,9 @@ def _choose_bound(
     return tuple(every[i] for i in picked), tuple(shares[i] for i in picked)
 
 
-def _saved(ends: Sequence[int], shares: Sequence[float], at: Sequence[int], groups: int, cost: float) -> float:
+def _saved(
+    ends: Sequence[int], shares: Sequence[float], at: Sequence[int], groups: int, cost: float
+) -> float:
     return chunks.saved_share([ends[i] for i in at], groups, [shares[i] for i in at], cost)
 
 

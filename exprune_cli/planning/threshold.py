@@ -30,7 +30,9 @@ def threshold_parameters(
     }
 
 
-def means(sums: Sequence[np.ndarray], offset: np.ndarray, groups: int, ends: Sequence[int]) -> list[np.ndarray]:
+def means(
+    sums: Sequence[np.ndarray], offset: np.ndarray, groups: int, ends: Sequence[int]
+) -> list[np.ndarray]:
     """``m`` at each check, ``[R, N]``; ``sums`` as :func:`.chunks.partial_sums` gives them."""
     return [total / end + offset / groups for total, end in zip(sums, ends, strict=False)]
 

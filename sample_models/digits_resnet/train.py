@@ -39,7 +39,9 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
@@ -101,7 +103,10 @@ def train(small_epochs: int, epochs: int, per_epoch: int, seed: int) -> ResNet:
             optimizer.step()
             schedule.step()
             total += loss.item()
-        print(f"epoch {epoch} ({size} px): loss {total / (per_epoch // BATCH):.3f}, {time.time() - start:.0f} s", flush=True)
+        print(
+            f"epoch {epoch} ({size} px): loss {total / (per_epoch // BATCH):.3f}, {time.time() - start:.0f} s",
+            flush=True,
+        )
     return model.eval().to(memory_format=torch.contiguous_format)
 
 
@@ -129,7 +134,9 @@ def save(folder: Path, split: str, count: int, seed: int) -> None:
     folder.mkdir(exist_ok=True)
     images, labels = views(split, count, SIZE, seed)
     for i in range(0, count, 1000):
-        np.savez_compressed(folder / f"{i // 1000:02d}.npz", image=images[i : i + 1000, None], label=labels[i : i + 1000])
+        np.savez_compressed(
+            folder / f"{i // 1000:02d}.npz", image=images[i : i + 1000, None], label=labels[i : i + 1000]
+        )
 
 
 def main() -> None:
@@ -149,7 +156,10 @@ def main() -> None:
     images, labels = views("test", 6000, SIZE, seed=2)
     with torch.no_grad():
         parts = torch.from_numpy(images)[:, None].split(500)
-        right = sum(int((model(p).argmax(1).numpy() == labels[500 * i : 500 * i + 500]).sum()) for i, p in enumerate(parts))
+        right = sum(
+            int((model(p).argmax(1).numpy() == labels[500 * i : 500 * i + 500]).sum())
+            for i, p in enumerate(parts)
+        )
     print(f"test accuracy {right / len(labels):.4f}")
 
 

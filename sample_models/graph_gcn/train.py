@@ -166,7 +166,10 @@ def main() -> None:
     model = train(args.epochs, args.per_epoch, args.seed)
     export(model, HERE / "graph_gcn.onnx")
     with torch.no_grad():
-        scores = [float((model(*tensors(g)[:3]).argmax(1) == tensors(g)[3]).float().mean()) for g in graphs("test", 40, 2)]
+        scores = [
+            float((model(*tensors(g)[:3]).argmax(1) == tensors(g)[3]).float().mean())
+            for g in graphs("test", 40, 2)
+        ]
     print(f"test accuracy {np.mean(scores):.4f}")
 
 

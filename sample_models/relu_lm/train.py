@@ -45,7 +45,16 @@ import common
 CONTEXT = 64
 SEPARATOR = 0  # the zero byte, which no source file holds, stands before each file
 PIECES = re.compile(r"\n *| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s")
-SKIPPED = {"test", "tests", "idlelib", "lib2to3", "ensurepip", "site-packages", "dist-packages", "__pycache__"}
+SKIPPED = {
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "ensurepip",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+}
 
 
 def read_texts() -> dict[str, list[str]]:
@@ -257,7 +266,10 @@ def train(model: LanguageModel, stream: np.ndarray, options: argparse.Namespace)
         if (step + 1) % 50 == 0:
             zeros = float(torch.stack([(active == 0).float().mean() for active in actives]).mean())
             seconds = time.perf_counter() - start
-            print(f"step {step + 1}/{options.steps}  loss {running / 50:.3f}  zeros {zeros:.2f}  {seconds:.0f} s", flush=True)
+            print(
+                f"step {step + 1}/{options.steps}  loss {running / 50:.3f}  zeros {zeros:.2f}  {seconds:.0f} s",
+                flush=True,
+            )
             running = 0.0
     model.eval()
 
@@ -271,7 +283,9 @@ def export(model: LanguageModel, folder: Path) -> None:
         input_names=["tokens"], output_names=["next"],
         dynamic_axes={"tokens": {0: "batch", 1: "time"}, "next": {0: "batch", 1: "time"}}, **settings,
     )  # fmt: skip
-    common.finish_onnx(path, "Language model with ReLU feed-forward layers; output is the likeliest next token.")
+    common.finish_onnx(
+        path, "Language model with ReLU feed-forward layers; output is the likeliest next token."
+    )
 
     path = folder / "relu_lm_step.onnx"
     heads, size = model.blocks[0].heads, model.position.shape[1] // model.blocks[0].heads
@@ -310,7 +324,9 @@ def decode(path: Path, tokens: np.ndarray, shape: tuple[int, int, int]):
         yield inputs, answer
 
 
-def write_steps(path: Path, tokens: np.ndarray, labels: np.ndarray, shape: tuple[int, int, int], folder: Path) -> None:
+def write_steps(
+    path: Path, tokens: np.ndarray, labels: np.ndarray, shape: tuple[int, int, int], folder: Path
+) -> None:
     """Write decode steps with past 0, 2, .. 24, five sequences a file.
 
     The caches are rounded to half precision (and kept as float32), which halves the files.
@@ -322,7 +338,9 @@ def write_steps(path: Path, tokens: np.ndarray, labels: np.ndarray, shape: tuple
                 name: value if name == "token" else value.astype(np.float16).astype(np.float32)
                 for name, value in inputs.items()
             }
-            np.savez_compressed(folder / f"past{column:02d}.npz", **rounded, label=labels[:, column : column + 1])
+            np.savez_compressed(
+                folder / f"past{column:02d}.npz", **rounded, label=labels[:, column : column + 1]
+            )
 
 
 def check_decode(folder: Path, tokens: np.ndarray, shape: tuple[int, int, int]) -> None:
@@ -347,11 +365,15 @@ def check_decode(folder: Path, tokens: np.ndarray, shape: tuple[int, int, int]) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=32, help="sequences of 64 tokens a step")
     parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--sparsity", type=float, default=0.0, help="weight of the L1 penalty on the ReLU outputs")
+    parser.add_argument(
+        "--sparsity", type=float, default=0.0, help="weight of the L1 penalty on the ReLU outputs"
+    )
     parser.add_argument("--tokens", type=int, default=6144, help="size of the vocabulary")
     parser.add_argument("--width", type=int, default=160)
     parser.add_argument("--heads", type=int, default=5)

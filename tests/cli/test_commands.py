@@ -326,7 +326,9 @@ def test_merging_gives_what_one_pass_gives(folder: Path, run: Run) -> None:
         (["mlp.onnx", "cnn.onnx", "--data", "data"], 2, "give one MODEL"),
     ],
 )
-def test_merging_what_cannot_be_merged(folder: Path, run: Run, words: list[str], code: int, text: str) -> None:
+def test_merging_what_cannot_be_merged(
+    folder: Path, run: Run, words: list[str], code: int, text: str
+) -> None:
     assert run("calibrate", "mlp.onnx", "--data", "data", "-o", "a.calib").code == 0
     before = content(folder)
     outcome = run("calibrate", *words)

@@ -27,18 +27,38 @@ SCRIPT = (
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_threads_do_not_change_the_file(name: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    proto, shape, metric = (mlp(), (2000, 64), "agreement") if name == "mlp" else (cnn(), (400, 3, 16, 16), "mse")
+    proto, shape, metric = (
+        (mlp(), (2000, 64), "agreement") if name == "mlp" else (cnn(), (400, 3, 16, 16), "mse")
+    )
     onnx.save(proto, tmp_path / "m.onnx")
     (tmp_path / "d").mkdir()
     np.savez(tmp_path / "d" / "x.npz", x=rng.standard_normal(shape).astype(np.float32))
     files = []
     for threads in (1, 2):
         out = tmp_path / f"{threads}.onnx"
-        options = ["--data", str(tmp_path / "d"), "--objective", "flops", "--max-drop", "0.1", "--metric", metric]
+        options = [
+            "--data",
+            str(tmp_path / "d"),
+            "--objective",
+            "flops",
+            "--max-drop",
+            "0.1",
+            "--metric",
+            metric,
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": str(threads)}
         environment.pop("OMP_NUM_THREADS", None)
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(threads), "optimize", str(tmp_path / "m.onnx"), str(out), *options],
+            [
+                sys.executable,
+                "-c",
+                SCRIPT,
+                str(threads),
+                "optimize",
+                str(tmp_path / "m.onnx"),
+                str(out),
+                *options,
+            ],
             env=environment,
             capture_output=True,
             text=True,

@@ -31,7 +31,9 @@ def files(tmp_path):
 
 
 def test_the_k_best_come_out(files, run):
-    done = run("optimize", str(files / "in.onnx"), str(files / "out.onnx"), "--top-k", "scores=5", "--no-measure")
+    done = run(
+        "optimize", str(files / "in.onnx"), str(files / "out.onnx"), "--top-k", "scores=5", "--no-measure"
+    )
     assert done.code == 0, done.out + done.err
     assert "1 of 1" in done.out
     session = exprune_cli.session(files / "out.onnx")
@@ -44,8 +46,16 @@ def test_the_k_best_come_out(files, run):
 
 
 def test_the_report_compares_with_the_original(files, run):
-    assert run("optimize", str(files / "in.onnx"), str(files / "out.onnx"), "--top-k", "scores=5", "--no-measure").code == 0
-    words = ("report", *map(str, (files / "out.onnx", "--baseline", files / "in.onnx", "--data", files / "data")))
+    assert (
+        run(
+            "optimize", str(files / "in.onnx"), str(files / "out.onnx"), "--top-k", "scores=5", "--no-measure"
+        ).code
+        == 0
+    )
+    words = (
+        "report",
+        *map(str, (files / "out.onnx", "--baseline", files / "in.onnx", "--data", files / "data")),
+    )
     found = json.loads(run(*words, "--format", "json").out)
     assert found["fidelity"]["agreement"] == 1 and found["fidelity"]["samples"] == 20
     (site,) = found["sites"]
@@ -84,7 +94,9 @@ def test_wrong_words(files, run, text, message):
 def test_twice_and_taken_names():
     with pytest.raises(UsageError, match="named twice"):
         parse_top_k(["a=1", "a=2"])
-    proto = build("g (float[N, 4] x) => (float[N, 8] y) { y_k = MatMul (x, w) y = Relu (y_k) }", {"w": (4, 8)})
+    proto = build(
+        "g (float[N, 4] x) => (float[N, 8] y) { y_k = MatMul (x, w) y = Relu (y_k) }", {"w": (4, 8)}
+    )
     with pytest.raises(ExpruneError, match="uses the name"):
         with_top_k(load(proto), {"y": 2})
     old = build("g (float[N, 4] x) => (float[N, 8] y) { y = MatMul (x, w) }", {"w": (4, 8)}, opset=10)

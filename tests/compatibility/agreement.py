@@ -53,7 +53,12 @@ def compare(staged: str, folder: Path, library: str, samples: int) -> dict[str, 
                 different += int((a != b).sum())
             elif a.size:
                 relative = max(relative, float(np.abs(a - b).max() / (np.abs(b).max() + 1e-30)))
-    return {"onnxruntime": ort.__version__, "elements": elements, "different": different, "relative": relative}
+    return {
+        "onnxruntime": ort.__version__,
+        "elements": elements,
+        "different": different,
+        "relative": relative,
+    }
 
 
 def main() -> None:

@@ -14,7 +14,9 @@ ATTRIBUTES = {"Gemm": (), "TopK": (), "ArgMax": (("keepdims", 0), ("select_last_
 
 
 def by_ort(proto, inputs):
-    return ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, inputs)
+    return ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+        None, inputs
+    )
 
 
 def by_reference(proto, inputs):

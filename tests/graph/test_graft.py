@@ -81,13 +81,19 @@ def test_sparse_initializers_and_functions_survive() -> None:
     indices = numpy_helper.from_array(np.array([3], np.int64), "sparse_indices")
     proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [12]))
     proto.functions.append(
-        parser.parse_function('<domain: "org.example", opset_import: ["" : 17]> Twice (a) => (b) { b = Add (a, a) }')
+        parser.parse_function(
+            '<domain: "org.example", opset_import: ["" : 17]> Twice (a) => (b) { b = Add (a, a) }'
+        )
     )
     proto.opset_import.add(domain="org.example", version=3)
     staged = _stage(proto, full_check=False)  # ONNX's inference has no types for sparse initializers
     assert list(staged.graph.sparse_initializer) == list(proto.graph.sparse_initializer)
     assert staged.functions[0] == proto.functions[0]
-    assert {(o.domain, o.version) for o in staged.opset_import} == {("", 17), ("org.example", 3), ("com.exprune", 1)}
+    assert {(o.domain, o.version) for o in staged.opset_import} == {
+        ("", 17),
+        ("org.example", 3),
+        ("com.exprune", 1),
+    }
 
 
 def test_shared_weights_stay_and_unread_ones_go() -> None:
@@ -102,20 +108,26 @@ def test_shared_weights_stay_and_unread_ones_go() -> None:
     )
     staged = _stage(proto)
     assert "v" in {t.name for t in staged.graph.initializer}
-    alone = build("g (float[N, 8] x) => (float[N, 12] z) { y = MatMul (x, v)\n z = Relu (y) }", {"v": (8, 12)})
+    alone = build(
+        "g (float[N, 8] x) => (float[N, 12] z) { y = MatMul (x, v)\n z = Relu (y) }", {"v": (8, 12)}
+    )
     assert "v" not in {t.name for t in _stage(alone).graph.initializer}
 
 
 def test_initializers_nobody_reads_are_left_alone() -> None:
     proto = build(
-        "g (float[N, 8] x) => (float[N, 12] z) { y = MatMul (x, v)\n z = Relu (y) }", {"v": (8, 12), "spare": (3,)}
+        "g (float[N, 8] x) => (float[N, 12] z) { y = MatMul (x, v)\n z = Relu (y) }",
+        {"v": (8, 12), "spare": (3,)},
     )
     assert "spare" in {t.name for t in _stage(proto).graph.initializer}
 
 
 def test_ir_version_3_keeps_the_inputs_that_callers_feed() -> None:
     proto = build(
-        "g (float[N, 8] x) => (float[N, 12] z) { y = MatMul (x, v)\n z = Relu (y) }", {"v": (8, 12)}, opset=11, ir=8
+        "g (float[N, 8] x) => (float[N, 12] z) { y = MatMul (x, v)\n z = Relu (y) }",
+        {"v": (8, 12)},
+        opset=11,
+        ir=8,
     )
     proto.ir_version = 3
     proto.graph.input.append(helper.make_tensor_value_info("v", TensorProto.FLOAT, [8, 12]))

@@ -70,7 +70,11 @@ def staged(proto: onnx.ModelProto, estimate: str, most_rows: int | None = ROWS):
         if site.kind == "sparse":
             plan = plan_sparse(site, None)
         else:
-            plan = low_rank_plan(site) if estimate == "low-rank" and site.kind != "top_k" else plan_quantized(site)
+            plan = (
+                low_rank_plan(site)
+                if estimate == "low-rank" and site.kind != "top_k"
+                else plan_quantized(site)
+            )
         assert plan is not None
         plans[site.name] = dataclasses.replace(plan, most_rows=most_rows)
     out, records = rewrite(loaded, sites, plans)
@@ -123,7 +127,10 @@ def test_flops_of_the_dense_branch_are_dense():
     sparse = 2 * 7 * 16 + 2 * 64
     assert counter.sums.flops == 9 * dense + quantized + sparse
     assert counter.sums.int8_macs == 2 * (32 * 64 + 16 * 300)
-    assert counter.sums.survivors["a" if "a" in counter.sums.survivors else next(iter(counter.sums.survivors))] > 0
+    assert (
+        counter.sums.survivors["a" if "a" in counter.sums.survivors else next(iter(counter.sums.survivors))]
+        > 0
+    )
 
 
 def test_weights_are_there_once():

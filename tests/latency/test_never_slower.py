@@ -24,7 +24,12 @@ HEAD = """g (float[{n}, 64] x) => (int64[{n}] y) {{
 
 
 def head(n="N", classes=40_000):
-    return load(build(HEAD.format(n=n), {"w": np.random.default_rng(0).standard_normal((64, classes)).astype(np.float32)}))
+    return load(
+        build(
+            HEAD.format(n=n),
+            {"w": np.random.default_rng(0).standard_normal((64, classes)).astype(np.float32)},
+        )
+    )
 
 
 class Clock(SiteTimer):
@@ -40,7 +45,9 @@ class Clock(SiteTimer):
         return SiteTiming(10.0, 5.0, 2.0 if rows <= self.wins_up_to else 0.9)
 
 
-@pytest.mark.parametrize(("wins", "rows", "most"), [(4, 1, 4), (4, 4, 4), (5, 3, 4), (1000, 1, 64), (1000, 100, 100)])
+@pytest.mark.parametrize(
+    ("wins", "rows", "most"), [(4, 1, 4), (4, 4, 4), (5, 3, 4), (1000, 1, 64), (1000, 100, 100)]
+)
 def test_the_limit_is_where_winning_ends(wins, rows, most):
     model = head()
     (site,) = match(model).sites
@@ -59,7 +66,9 @@ def test_a_site_that_wins_only_at_odd_sizes_stays_dense():
     clock = Clock()
     clock.wins_up_to = 1
     inputs = [{"in_0": np.ones((8, 64), np.float32)}]
-    plan = never_slower._for_all_rows(site, plan_quantized(site), clock, inputs, 8, infer_shapes(model.proto), 0.1)
+    plan = never_slower._for_all_rows(
+        site, plan_quantized(site), clock, inputs, 8, infer_shapes(model.proto), 0.1
+    )
     assert not plan.staged and "8 rows" in plan.reason
 
 
@@ -72,10 +81,18 @@ def test_a_fixed_number_of_rows_needs_no_guard():
 
 
 def test_rows_are_cut_from_all_inputs():
-    inputs = [{"in_0": np.full((3, 2), i, np.float32), "in_1": np.full((3, 5), i, np.float32)} for i in range(4)]
+    inputs = [
+        {"in_0": np.full((3, 2), i, np.float32), "in_1": np.full((3, 5), i, np.float32)} for i in range(4)
+    ]
     cut = with_rows(inputs, 5, False)
     assert [feed["in_0"].shape for feed in cut] == [(5, 2), (5, 2)]
-    assert cut[0]["in_0"][:, 0].tolist() == [0, 0, 0, 1, 1] and cut[1]["in_1"][:, 0].tolist() == [1, 2, 2, 2, 3]
+    assert cut[0]["in_0"][:, 0].tolist() == [0, 0, 0, 1, 1] and cut[1]["in_1"][:, 0].tolist() == [
+        1,
+        2,
+        2,
+        2,
+        3,
+    ]
     assert with_rows(inputs, 30, False)[0]["in_0"].shape == (30, 2)
     deep = with_rows([{"in_0": np.zeros((2, 3, 4), np.float32)}], 2, False)
     assert deep[0]["in_0"].shape == (1, 2, 4)
@@ -87,7 +104,9 @@ def test_the_cost_model_takes_large_heads_only():
     large, small = head(), head(classes=500)
     for model, wins in ((large, True), (small, False)):
         (site,) = match(model).sites
-        kept = never_slower.keep_expected([site], {site.name: [plan_quantized(site)]}, infer_shapes(model.proto))
+        kept = never_slower.keep_expected(
+            [site], {site.name: [plan_quantized(site)]}, infer_shapes(model.proto)
+        )
         assert kept[site.name].staged == wins
         assert not wins or kept[site.name].most_rows == 1
     (site,) = match(large).sites
@@ -106,7 +125,9 @@ def test_the_cost_model_knows_plans_without_chunks(saved, wins):
 
 def test_without_measuring_the_file_is_the_same_everywhere():
     model = head()
-    files = [optimize_model(model, measure=False).proto.SerializeToString(deterministic=True) for _ in range(2)]
+    files = [
+        optimize_model(model, measure=False).proto.SerializeToString(deterministic=True) for _ in range(2)
+    ]
     assert files[0] == files[1]
     assert optimize_model(model, measure=False).staged == 1
 
@@ -139,7 +160,9 @@ def test_no_row_is_timed_twice():
     clock = Clock()
     clock.wins_up_to = 1000
     inputs = [{"in_0": np.ones((1, 64), np.float32)}] * 10
-    plan = never_slower._for_all_rows(site, plan_quantized(site), clock, inputs, 1, infer_shapes(model.proto), 0.1)
+    plan = never_slower._for_all_rows(
+        site, plan_quantized(site), clock, inputs, 1, infer_shapes(model.proto), 0.1
+    )
     assert plan.most_rows == 8
 
 

@@ -25,7 +25,9 @@ def _case(seed: int) -> tuple[list[np.ndarray], np.ndarray]:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_choice_is_what_its_prices_do(seed: int) -> None:
     losses, energy = _case(seed)
-    for budget, choice in zip((0.001, 0.01, 0.1), choose(losses, energy, ENDS, GROUPS, (0.001, 0.01, 0.1), COST), strict=True):
+    for budget, choice in zip(
+        (0.001, 0.01, 0.1), choose(losses, energy, ENDS, GROUPS, (0.001, 0.01, 0.1), COST), strict=True
+    ):
         assert choice is not None
         at = [ENDS[i] for i in choice.checks]
         decided, shares = np.zeros(energy.shape, bool), []

@@ -60,7 +60,9 @@ def convolutions(draw: st.DrawFn) -> tuple[onnx.ModelProto, dict[str, np.ndarray
         )
         last = f"r{i}"
     body = "\n".join([*lines, f"y = Identity ({last})"])
-    proto = build(f"g (float[N, {channels[0]}, {size}, {size}] x) => (float[N, C, H, W] y) {{ {body} }}", weights)
+    proto = build(
+        f"g (float[N, {channels[0]}, {size}, {size}] x) => (float[N, C, H, W] y) {{ {body} }}", weights
+    )
     return proto, {"x": rng.standard_normal((2, channels[0], size, size)).astype(np.float32)}
 
 
@@ -91,10 +93,15 @@ def test_the_bound_does_decide_outputs() -> None:
     """The equality above would say nothing if nothing were ever pruned."""
     rng = np.random.default_rng(0)
     weights = {"w": (16, 64), "b": np.full(64, -4, np.float32)}
-    proto = build("g (float[N, 16] x) => (float[N, 64] y) { m = MatMul (x, w)\n a = Add (m, b)\n y = Relu (a) }", weights)
+    proto = build(
+        "g (float[N, 16] x) => (float[N, 64] y) { m = MatMul (x, w)\n a = Add (m, b)\n y = Relu (a) }",
+        weights,
+    )
     done = optimize_model(load(proto), test="bound", objective="flops")
     survivors = done.record.sites[0].survivors
-    done.proto.graph.output.append(onnx.helper.make_tensor_value_info(survivors, onnx.TensorProto.INT64, None))
+    done.proto.graph.output.append(
+        onnx.helper.make_tensor_value_info(survivors, onnx.TensorProto.INT64, None)
+    )
     feeds = {"x": (0.3 * rng.standard_normal((20, 16))).astype(np.float32)}
     if runtime_available():
         alive = session(done.proto.SerializeToString()).run(None, feeds)[1]

@@ -30,7 +30,12 @@ def test_python(code: str, staged_files: dict[str, tuple[Path, Path]], tmp_path:
         pytest.skip("the native runtime is not built here")
     shutil.copy(staged_files["digits_resnet"][0], tmp_path / "staged.onnx")
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, env=_environment()
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=_environment(),
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"array\(\[\d\]", done.stdout)

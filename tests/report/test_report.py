@@ -153,7 +153,10 @@ def test_measured() -> None:
     assert (sites["m"]["flops_dense"], sites["m"]["flops"], sites["m"]["pruned"]) == (18432, 18432, 0)
     assert plain["totals"]["flops_dense"] == 32640
     assert plain["fidelity"]["drop"] == pytest.approx(0.01)
-    assert plain["certificate"] | {"max_drop": 0.01, "confidence": 0.95, "holds": True, "samples": 500} == plain["certificate"]
+    assert (
+        plain["certificate"] | {"max_drop": 0.01, "confidence": 0.95, "holds": True, "samples": 500}
+        == plain["certificate"]
+    )
     assert plain["timing"] == {"threads": 1, "batch": 1, "runs": 60, "binding": "iobinding"}
 
 

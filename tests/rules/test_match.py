@@ -30,7 +30,11 @@ GEMM = {
     "gemm without C": ("x", "y = Gemm <transB: int = 1> (x, w)", VEC),
     "gemm scalar C": ("x", "y = Gemm <transB: int = 1> (x, w, s)", {**VEC, "s": np.float32(0.3)}),
     "gemm transA": ("xt", "y = Gemm <transA: int = 1, transB: int = 1> (xt, w, b)", VEC),
-    "gemm alpha beta": ("x", "y = Gemm <transB: int = 1, alpha: float = -0.5, beta: float = 2.0> (x, w, b)", VEC),
+    "gemm alpha beta": (
+        "x",
+        "y = Gemm <transB: int = 1, alpha: float = -0.5, beta: float = 2.0> (x, w, b)",
+        VEC,
+    ),
     "gemm computed C": ("x", "y = Gemm <transB: int = 1> (x, w, other)", VEC),
     "matmul": ("x", "y = MatMul (x, v)", {"v": (8, 12)}),
     "matmul bias": ("x", "m = MatMul (x, v)\n y = Add (m, b)", {"v": (8, 12), "b": (12,)}),
@@ -44,7 +48,11 @@ GEMM = {
         {**VEC, **_norm(12)},
     ),
     "residual": ("x", "m = Gemm <transB: int = 1> (x, w, b)\n y = Add (other, m)", VEC),
-    "residual and bias": ("x", "m = MatMul (x, v)\n n = Add (m, other)\n y = Add (n, b)", {"v": (8, 12), "b": (12,)}),
+    "residual and bias": (
+        "x",
+        "m = MatMul (x, v)\n n = Add (m, other)\n y = Add (n, b)",
+        {"v": (8, 12), "b": (12,)},
+    ),
     "dropout": ("x", "m = Gemm <transB: int = 1> (x, w, b)\n y = Dropout (m)", VEC),
 }
 
@@ -58,7 +66,11 @@ CONV = {
     "same lower": ("x", 'y = Conv <strides: ints = [2, 2], auto_pad: string = "SAME_LOWER"> (x, w, b)', IMG),
     "valid": ("x", 'y = Conv <auto_pad: string = "VALID"> (x, w, b)', IMG),
     "1x1": ("x", "y = Conv (x, w)", {"w": (12, 6, 1, 1)}),
-    "1-D": ("x1", "y = Conv <pads: ints = [2, 1], strides: ints = [2]> (x1, w, b)", {"w": (12, 6, 5), "b": (12,)}),
+    "1-D": (
+        "x1",
+        "y = Conv <pads: ints = [2, 1], strides: ints = [2]> (x1, w, b)",
+        {"w": (12, 6, 5), "b": (12,)},
+    ),
     "batch norm": (
         "x",
         "m = Conv (x, w, b)\n y = BatchNormalization <epsilon: float = 0.001> (m, gamma, beta, mean, var)",
@@ -139,9 +151,15 @@ HEADS = {
     "argmax": ("k = ArgMax <axis: int = -1> (y)", {}),
     "argmax last": ("k = ArgMax <axis: int = 1, keepdims: int = 0, select_last_index: int = 1> (y)", {}),
     "softmax": ("p = Softmax <axis: int = -1> (y)\n k = ArgMax <axis: int = 1> (p)", {}),
-    "log softmax": ("p = LogSoftmax <axis: int = 1> (y)\n k = ArgMax <axis: int = 1, keepdims: int = 0> (p)", {}),
+    "log softmax": (
+        "p = LogSoftmax <axis: int = 1> (y)\n k = ArgMax <axis: int = 1, keepdims: int = 0> (p)",
+        {},
+    ),
     "sigmoid": ("p = Sigmoid (y)\n k = ArgMax <axis: int = 1> (p)", {}),
-    "scaled": ("p = Mul (two, y)\n q = Div (p, two)\n k = ArgMax <axis: int = 1> (q)", {"two": np.float32(2)}),
+    "scaled": (
+        "p = Mul (two, y)\n q = Div (p, two)\n k = ArgMax <axis: int = 1> (q)",
+        {"two": np.float32(2)},
+    ),
     "top 1": ("best, k = TopK <axis: int = 1> (y, one)", {"one": np.array([1], np.int64)}),
 }
 
@@ -163,16 +181,26 @@ def test_argmax_gemm(form: str, end: str) -> None:
 @pytest.mark.parametrize("form", ["gemm", "matmul bias", "batch norm"])
 def test_sparse_gemm(form: str, between: str) -> None:
     _, lines, weights = GEMM[form]
-    first = {"": "x = Relu (u)", "Identity": "t = Relu (u)\n x = Identity (t)", "Reshape": "t = Relu (u)\n x = Reshape (t, s)"}
+    first = {
+        "": "x = Relu (u)",
+        "Identity": "t = Relu (u)\n x = Identity (t)",
+        "Reshape": "t = Relu (u)\n x = Reshape (t, s)",
+    }
     more = {"s": np.array([0, 8], np.int64)} if between == "Reshape" else {}
-    proto = build(f"g (float[N, 8] u) => (float[N, 12] y) {{ {first[between]}\n {lines} }}", {**weights, **more})
+    proto = build(
+        f"g (float[N, 8] u) => (float[N, 12] y) {{ {first[between]}\n {lines} }}", {**weights, **more}
+    )
     matches = match(load(proto))
     assert [site.rule for site in matches.sites] == ["sparse-gemm"], matches.refusals
     _staged_equals_original(proto)
 
 
 REFUSED = {
-    "grouped-conv": ("float[N, 6, 9, 9] x", "y = Conv <group: int = 2> (x, w)\n z = Relu (y)", {"w": (12, 3, 3, 3)}),
+    "grouped-conv": (
+        "float[N, 6, 9, 9] x",
+        "y = Conv <group: int = 2> (x, w)\n z = Relu (y)",
+        {"w": (12, 3, 3, 3)},
+    ),
     "other-activation": ("float[N, 8] x", "y = Gemm <transB: int = 1> (x, w, b)\n z = Sigmoid (y)", VEC),
     "graph-output": ("float[N, 8] x", "z = Gemm <transB: int = 1> (x, w, b)", VEC),
     "several-readers": (
@@ -183,8 +211,16 @@ REFUSED = {
     "computed-weight": ("float[N, 8] x, float[8, 12] v", "y = MatMul (x, v)\n z = Relu (y)", {}),
     "weight-on-the-left": ("float[8, N] x", "y = MatMul (w, x)\n z = Relu (y)", {"w": (12, 8)}),
     "weight-rank": ("float[2, N, 8] x", "y = MatMul (x, w)\n z = Relu (y)", {"w": (2, 8, 12)}),
-    "bias-shape": ("float[3, 8] x", "y = MatMul (x, v)\n q = Add (y, b)\n z = Relu (q)", {"v": (8, 12), "b": (3, 1)}),
-    "offset-shape": ("float[N, 8] x, float[N, 1] o", "y = MatMul (x, v)\n q = Add (y, o)\n z = Relu (q)", {"v": (8, 12)}),
+    "bias-shape": (
+        "float[3, 8] x",
+        "y = MatMul (x, v)\n q = Add (y, b)\n z = Relu (q)",
+        {"v": (8, 12), "b": (3, 1)},
+    ),
+    "offset-shape": (
+        "float[N, 8] x, float[N, 1] o",
+        "y = MatMul (x, v)\n q = Add (y, o)\n z = Relu (q)",
+        {"v": (8, 12)},
+    ),
     "two-offsets": (
         "float[N, 8] x, float[N, 12] o",
         "y = MatMul (x, v)\n q = Add (y, o)\n p = Add (q, o)\n z = Relu (p)",
@@ -220,18 +256,24 @@ def test_refuses_other_types() -> None:
     half = {"w": np.zeros((8, 12), np.float16)}
     double = {"w": np.zeros((8, 12), np.float64)}
     for name, weights in (("float16", half), ("double", double)):
-        proto = build(f"g ({name}[N, 8] x) => ({name}[N, 12] z) {{ y = MatMul (x, w)\n z = Relu (y) }}", weights)
+        proto = build(
+            f"g ({name}[N, 8] x) => ({name}[N, 12] z) {{ y = MatMul (x, w)\n z = Relu (y) }}", weights
+        )
         assert [r.code for r in match(load(proto)).refusals] == ["dtype"]
 
 
 def test_refuses_weights_that_callers_may_set() -> None:
-    proto = build("g (float[N, 8] x) => (float[N, 12] z) { y = MatMul (x, v)\n z = Relu (y) }", {"v": (8, 12)})
+    proto = build(
+        "g (float[N, 8] x) => (float[N, 12] z) { y = MatMul (x, v)\n z = Relu (y) }", {"v": (8, 12)}
+    )
     proto.graph.input.append(onnx.helper.make_tensor_value_info("v", onnx.TensorProto.FLOAT, [8, 12]))
     assert [r.code for r in match(load(proto)).refusals] == ["overridable-weight"]
 
 
 def test_refuses_old_opsets_and_keeps_the_model() -> None:
-    proto = build("g (float[N, 8] x) => (float[N, 12] z) { y = MatMul (x, v)\n z = Relu (y) }", {"v": (8, 12)}, opset=10)
+    proto = build(
+        "g (float[N, 8] x) => (float[N, 12] z) { y = MatMul (x, v)\n z = Relu (y) }", {"v": (8, 12)}, opset=10
+    )
     matches = match(load(proto))
     assert [r.code for r in matches.refusals] == ["opset"]
 

@@ -14,7 +14,12 @@ from exprune_cli.planning.quantized import quantized_parameters
 LAYER = ("X", "codes", "scale", "error", "norm", "W", "bias")
 INPUTS = {"Gemm": (*LAYER, "offset", "max"), "ArgMax": LAYER, "TopK": (*LAYER, "k")}
 OUTPUTS = {"Gemm": ("Y",), "ArgMax": ("index",), "TopK": ("values", "indices")}
-_TYPES = {"codes": TensorProto.UINT8, "k": TensorProto.INT64, "index": TensorProto.INT64, "indices": TensorProto.INT64}
+_TYPES = {
+    "codes": TensorProto.UINT8,
+    "k": TensorProto.INT64,
+    "index": TensorProto.INT64,
+    "indices": TensorProto.INT64,
+}
 
 
 def good(kind: str, *, seed=0, rows=3, outputs=40, groups=64, bits=8, k=3) -> dict[str, np.ndarray]:
@@ -24,7 +29,9 @@ def good(kind: str, *, seed=0, rows=3, outputs=40, groups=64, bits=8, k=3) -> di
     return case(kind, rng.standard_normal((rows, groups)).astype(np.float32), weight, rng, bits=bits, k=k)
 
 
-def case(kind: str, x: np.ndarray, weight: np.ndarray, rng, *, bits: int = 8, k: int = 3) -> dict[str, np.ndarray]:
+def case(
+    kind: str, x: np.ndarray, weight: np.ndarray, rng, *, bits: int = 8, k: int = 3
+) -> dict[str, np.ndarray]:
     """Inputs for this data and weight."""
     bias = (rng.standard_normal(len(weight)) * 0.3 - (0.7 if kind == "Gemm" else 0)).astype(np.float32)
     inputs = {"X": x, **quantized_parameters(weight, bits), "W": weight, "bias": bias}

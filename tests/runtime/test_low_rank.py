@@ -39,13 +39,23 @@ def case(kind, seed, lead=(3,), outputs=40, groups=30, rank=5, full=False, ceili
         inputs["offset"] = real(*lead, outputs) if full else np.zeros(1, np.float32)
         inputs |= {"max": np.array([ceiling], np.float32), "limit": real(outputs) * np.float32(0.2)}
     else:
-        inputs |= {"shift": inputs["bias"] + real(outputs) * np.float32(0.05), "margin": np.abs(real(outputs))}
+        inputs |= {
+            "shift": inputs["bias"] + real(outputs) * np.float32(0.05),
+            "margin": np.abs(real(outputs)),
+        }
     return inputs
 
 
 def model(kind, rank=None, opset=17, attributes=()):
     op = f"LowRank{kind}Threshold"
-    ranks = {"V": 2, "U": 2, "W": 2, "X": rank, "offset": 1, "Y": rank and (rank if kind == "Gemm" else rank - 1)}
+    ranks = {
+        "V": 2,
+        "U": 2,
+        "W": 2,
+        "X": rank,
+        "offset": 1,
+        "Y": rank and (rank if kind == "Gemm" else rank - 1),
+    }
     first = TensorProto.FLOAT if kind == "Gemm" else TensorProto.INT64
 
     def value(name, dtype=TensorProto.FLOAT):

@@ -107,7 +107,9 @@ def test_ties_of_exact_scores(library, kind, seed, rows, outputs, groups, bits, 
 def test_top_k(library, seed, lead, outputs, groups, bits, k, spread):
     rng = np.random.default_rng(seed)
     weight = SPREADS[spread](rng, outputs, groups).astype(np.float32)
-    inputs = case("TopK", rng.standard_normal((*lead, groups)).astype(np.float32), weight, rng, bits=bits, k=k)
+    inputs = case(
+        "TopK", rng.standard_normal((*lead, groups)).astype(np.float32), weight, rng, bits=bits, k=k
+    )
     values, indices, survivors = run_quantized(library, "TopK", inputs)
     k = int(inputs["k"][0])
     value, close = scores(inputs).reshape(-1, outputs), tolerance(inputs).reshape(-1, outputs)
@@ -126,7 +128,12 @@ def test_top_k(library, seed, lead, outputs, groups, bits, k, spread):
 
 
 @relaxed
-@given(seed=seeds, outputs=st.sampled_from([2, 70, 2000]), groups=st.sampled_from([3, 64, 300]), rows=st.sampled_from([1, 7]))
+@given(
+    seed=seeds,
+    outputs=st.sampled_from([2, 70, 2000]),
+    groups=st.sampled_from([3, 64, 300]),
+    rows=st.sampled_from([1, 7]),
+)
 def test_argmax_is_the_first_of_top_k(library, seed, outputs, groups, rows):
     inputs = good("TopK", seed=seed, rows=rows, outputs=outputs, groups=groups, bits=6, k=1)
     _, indices, _ = run_quantized(library, "TopK", inputs)
@@ -145,7 +152,11 @@ def test_odd_numbers_give_the_dense_result(library, kind, value, where):
         inputs["X"][1, 7] = value
     else:
         inputs["W"][11, 7] = value
-        inputs |= {k: v for k, v in case(kind, inputs["X"], inputs["W"], np.random.default_rng(1)).items() if k != "bias"}
+        inputs |= {
+            k: v
+            for k, v in case(kind, inputs["X"], inputs["W"], np.random.default_rng(1)).items()
+            if k != "bias"
+        }
     native, dense = run_quantized(library, kind, inputs), run_quantized(None, kind, inputs)
     for a, b in zip(native[:-1], dense[:-1], strict=True):
         if kind == "TopK" and np.isnan(value):  # the order among NaNs is nobody's

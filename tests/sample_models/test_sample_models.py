@@ -23,7 +23,9 @@ from tests.samples import CASES, ROOT, Sample
 native = pytest.mark.skipif(not runtime_available(), reason="the native runtime is not built here")
 
 
-def _run(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], more: list[str] | None = None) -> list[np.ndarray]:
+def _run(
+    proto: onnx.ModelProto, feeds: dict[str, np.ndarray], more: list[str] | None = None
+) -> list[np.ndarray]:
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     for name in more or []:
@@ -32,7 +34,9 @@ def _run(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], more: list[str] |
     options.log_severity_level = 3
     if runtime_available():
         options.register_custom_ops_library(str(runtime_library()))
-    return ort.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, feeds)
+    return ort.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(
+        None, feeds
+    )
 
 
 def test_the_files_are_what_the_readme_promises() -> None:
@@ -48,7 +52,9 @@ def test_bound_changes_nothing(sample: Sample) -> None:
     proto, records = sample.stage("bound")
     assert any(record.staged for record in records)
     for batch in sample.test.batches(32):
-        for before, after in zip(_run(sample.model.proto, batch.feeds), _run(proto, batch.feeds), strict=True):
+        for before, after in zip(
+            _run(sample.model.proto, batch.feeds), _run(proto, batch.feeds), strict=True
+        ):
             if before.dtype.kind == "i":
                 np.testing.assert_array_equal(after, before)
             else:
@@ -75,7 +81,9 @@ def _rows(proto: onnx.ModelProto, name: str, feeds: dict[str, np.ndarray]) -> in
     conv = "Conv" in node.op_type
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    copy.graph.node.append(helper.make_node("Shape", [node.output[0] if conv else node.input[0]], ["rows of it"]))
+    copy.graph.node.append(
+        helper.make_node("Shape", [node.output[0] if conv else node.input[0]], ["rows of it"])
+    )
     shape = _run(copy, feeds, ["rows of it"])[-1]
     return math.prod([shape[0], *shape[2:]] if conv else shape[:-1])
 
@@ -117,7 +125,16 @@ def test_on_the_oldest_onnx_runtime(tmp_path: Path, staged_files: dict[str, tupl
     subprocess.run(install, check=True, capture_output=True)
     script = Path(__file__).parents[1] / "compatibility" / "agreement.py"
     for path, data in staged_files.values():
-        command = [str(python), str(script), str(path), str(data), "--library", str(runtime_library()), "--samples", "50"]
+        command = [
+            str(python),
+            str(script),
+            str(path),
+            str(data),
+            "--library",
+            str(runtime_library()),
+            "--samples",
+            "50",
+        ]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         result = json.loads(done.stdout)
         assert result["onnxruntime"].startswith("1.17.")
