@@ -326,7 +326,7 @@ def merge(a: Calibration, b: Calibration) -> Calibration:
     )
 
 
-def _shapes(calibration: Calibration) -> dict[str, tuple]:
+def _shapes(calibration: Calibration) -> dict[str, tuple[tuple[int, ...], int | None]]:
     return {
         name: (site.rows.shape[1:], None if site.offsets is None else site.offsets.shape[1])
         for name, site in calibration.sites.items()

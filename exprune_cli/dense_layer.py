@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -59,7 +61,7 @@ def end_nodes(site: Site, linear: str, outputs: list[str]) -> list[onnx.NodeProt
             helper.make_node("TopK", [linear, f"{name}/k"], outputs, f"{name}/TopK", axis=-1),
         ]
     if site.kind == "argmax":
-        attributes: dict[str, int] = {"axis": -1, "keepdims": int(site.keepdims)}
+        attributes: dict[str, Any] = {"axis": -1, "keepdims": int(site.keepdims)}
         if site.select_last_index:
             attributes["select_last_index"] = 1
         return [helper.make_node("ArgMax", [linear], outputs, f"{name}/ArgMax", **attributes)]

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from google.protobuf.message import Message
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from exprune_cli.errors import ExpruneError
@@ -91,7 +92,8 @@ class ModelGraph:
 
     def node_proto(self, node: gs.Node) -> onnx.NodeProto:
         """A node as the user's model has it."""
-        return self._protos[id(node)]
+        proto: onnx.NodeProto = self._protos[id(node)]
+        return proto
 
     # --- editing -----------------------------------------------------------------------------
 
@@ -184,7 +186,7 @@ class ModelGraph:
         return proto
 
 
-def _copy_fields(source, target, without) -> None:
+def _copy_fields(source: Message, target: Message, without: str | Iterable[str]) -> None:
     skip = {without} if isinstance(without, str) else set(without)
     for field, value in source.ListFields():
         if field.name in skip:

@@ -18,7 +18,8 @@ from exprune_cli.errors import ExpruneError, UsageError
 from exprune_cli.graph import ModelGraph
 from exprune_cli.model import Model
 from exprune_cli.rules import RULES
-from exprune_cli.rules._linear import LINEAR_OPS, Linear, Reason, follow, read_linear
+from exprune_cli.rules._constants import Reason
+from exprune_cli.rules._linear import LINEAR_OPS, Linear, follow, read_linear
 from exprune_cli.sites import Refusal, Site
 from exprune_cli.staged_nodes import has_staged
 
@@ -120,7 +121,8 @@ def _outcome(graph: ModelGraph, node: gs.Node) -> Site | Refusal:
         reason = found if isinstance(found, Reason) else rule.check(graph, found)
         if reason is None:
             assert isinstance(found, Linear)
-            return rule.site(graph, found)
+            site: Site = rule.site(graph, found)
+            return site
         if first is None or first.code == "other-activation":
             first = Refusal(name, node.op, rule.NAME, reason.code, reason.text)
     if first is None:

@@ -240,7 +240,7 @@ def _predictions(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None
         return None
     for axis in (value.ndim - 1, 1):
         if axis < value.ndim and value.shape[axis] > 1:
-            found = value.argmax(axis=axis)
+            found: np.ndarray = value.argmax(axis=axis)
             if _same_positions(found.shape, shape):
                 return found
     return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -21,6 +21,8 @@ from exprune_cli.site_values import SiteValues
 from exprune_cli.sites import Site
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
     from exprune_cli.data import DataSet
 
 #: Samples that are looked at, at most, and elements of one sum.
@@ -70,7 +72,7 @@ class BlockObserver:
             x = values[site.input]
             if not np.isfinite(x).all():
                 continue
-            total: np.ndarray | float = 0.0
+            total = np.float32(0.0)
             begin = 0
             for session, end, kept in zip(sessions, bounds[1:], sums, strict=True):
                 part = run(session, {"x": np.ascontiguousarray(x[:, order[begin:end]])}, batch.where, ["y"])[
@@ -92,10 +94,12 @@ class BlockObserver:
         *partial, final = (np.concatenate(part) for part in sums)
         return BlockStatistics(partial, final, offset)
 
-    def _chunk(self, site: Site, weight: np.ndarray):
+    def _chunk(self, site: Site, weight: np.ndarray) -> InferenceSession:
         """A session of the Conv over some of its input channels."""
         assert site.conv is not None
-        attributes = {key: list(getattr(site.conv, key)) for key in ("strides", "dilations", "pads")}
+        attributes: dict[str, Any] = {
+            key: list(getattr(site.conv, key)) for key in ("strides", "dilations", "pads")
+        }
         shape = (*weight.shape[:2], *site.conv.kernel)
         rank = len(shape)
         graph = helper.make_graph(

@@ -93,8 +93,8 @@ class Reservoir:
 def count_positions(site: Site, x: np.ndarray) -> int:
     """Rows that a site has for an input: a Gemm's rows, a Conv's output pixels."""
     if site.conv is None:
-        return x.size // site.groups
-    return x.shape[0] * int(np.prod(site.conv.output_size(x.shape[2:]), dtype=np.int64))
+        return x.size // int(site.groups)
+    return int(x.shape[0]) * int(np.prod(site.conv.output_size(x.shape[2:]), dtype=np.int64))
 
 
 def gather_rows(site: Site, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -102,7 +102,8 @@ def gather_rows(site: Site, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
     if site.conv is not None:
         return gather_patches(x, site.conv, positions)
     rows = x.T if site.transposed_input else x.reshape(-1, site.groups)
-    return rows[positions][:, None, :]
+    chosen: np.ndarray = rows[positions][:, None, :]
+    return chosen
 
 
 def gather_patches(x: np.ndarray, conv: ConvGeometry, positions: np.ndarray) -> np.ndarray:
@@ -130,13 +131,15 @@ def gather_patches(x: np.ndarray, conv: ConvGeometry, positions: np.ndarray) -> 
     patches = pixels[image[:, None], flat]
     if not inside.all():
         patches[~inside] = 0
-    return patches
+    chosen: np.ndarray = patches
+    return chosen
 
 
 def gather_offsets(site: Site, offset: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Offsets ``[n, N]`` at the given positions of an offset that has the output's shape."""
     if site.conv is None:
-        return offset.reshape(-1, site.outputs)[positions]
+        rows: np.ndarray = offset.reshape(-1, site.outputs)[positions]
+        return rows
     planes = offset.reshape(offset.shape[0], site.outputs, -1)
     image, place = np.divmod(positions, planes.shape[2])
     return planes[image, :, place]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -161,7 +162,9 @@ def site_model(model: Model, site: Site, rank: int) -> onnx.ModelProto:
     initializers = [numpy_helper.from_array(site.bias.astype(np.float32), "bias")]
     if site.conv:
         shape = (site.outputs, site.groups, *site.conv.kernel)
-        attributes = {k: list(getattr(site.conv, k)) for k in ("strides", "dilations", "pads")}
+        attributes: dict[str, Any] = {
+            k: list(getattr(site.conv, k)) for k in ("strides", "dilations", "pads")
+        }
         initializers.append(numpy_helper.from_array(weight.reshape(shape), "W"))
         nodes.append(helper.make_node("Conv", ["in_0", "W", "bias"], ["linear"], name="site", **attributes))
     else:
@@ -199,7 +202,8 @@ def _cut_out(model: Model, site: Site, rank: int) -> onnx.ModelProto:
     source = model.proto.graph
     renamed = {site.input: "in_0", site.output: "out"} | ({site.offset: "in_1"} if site.offset else {})
     makers = {name: node for node in source.node for name in node.output if name}
-    wanted, kept, constants = [site.output], [], set()
+    wanted, constants = [site.output], set()
+    kept: list[onnx.NodeProto] = []
     while wanted:
         name = wanted.pop()
         if name not in makers or name in (site.input, site.offset):

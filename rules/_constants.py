@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -68,13 +69,17 @@ def _reference(constant: gs.Constant) -> ConstantRef | Reason:
     return ConstantRef(constant.name, tuple(values.shape), np.dtype(values.dtype), load)
 
 
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
 def _constant_node(node: gs.Node) -> ConstantRef | Reason | None:
     for key, value in node.attrs.items():
         if key == "value" and isinstance(value, gs.Constant):
             return _reference(value)
         if key in ("value_float", "value_floats", "value_int", "value_ints"):
             array = np.asarray(value, np.float32 if "float" in key else np.int64)
-            return ConstantRef(node.outputs[0].name, array.shape, array.dtype, lambda array=array: array)
+            return ConstantRef(node.outputs[0].name, array.shape, array.dtype, partial(_same, array))
     return None
 
 

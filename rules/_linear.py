@@ -64,14 +64,15 @@ class Linear:
     @property
     def name(self) -> str:
         """The node's name, or its first output's."""
-        return self.node.name or self.node.outputs[0].name
+        return str(self.node.name or self.node.outputs[0].name)
 
     def load_weight(self) -> np.ndarray:
         """The weight with the folded factor, ``[N, G, T]`` float32."""
         weight = self.read_weight()
         if np.all(self.scale == 1):
             return weight
-        return (weight * self.scale[:, None, None]).astype(np.float32)
+        scaled: np.ndarray = (weight * self.scale[:, None, None]).astype(np.float32)
+        return scaled
 
 
 def as_site(linear: Linear, rule: str, kind: str, **more: object) -> Site:
@@ -358,8 +359,9 @@ def _fold_batch_norm(graph: ModelGraph, linear: Linear, node: gs.Node) -> Linear
         return Reason("norm-axis", "its BatchNormalization does not run over the output axis")
     if node.attrs.get("training_mode", 0) or sum(1 for t in node.outputs if t.name) > 1:
         return Reason("training", "its BatchNormalization is in training mode")
-    parameters = [small_constant(graph, tensor) for tensor in node.inputs[1:5]]
-    if any(p is None or p.dtype != np.float32 or p.size != linear.outputs for p in parameters):
+    found = [small_constant(graph, tensor) for tensor in node.inputs[1:5]]
+    parameters = [p for p in found if p is not None and p.dtype == np.float32 and p.size == linear.outputs]
+    if len(parameters) < len(found):
         return Reason("norm-parameters", "its BatchNormalization has computed or odd parameters")
     gamma, beta, mean, variance = (p.astype(np.float64).reshape(-1) for p in parameters)
     factor = gamma / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))

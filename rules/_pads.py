@@ -76,7 +76,9 @@ def _small_value(graph: ModelGraph, tensor: gs.Tensor) -> np.ndarray | None:
     )
     model = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", graph.model.opset)])
     with contextlib.suppress(Exception):  # whatever the evaluator cannot do: the Pad then stays where it is
-        return np.asarray(ReferenceEvaluator(model).run(None, {})[0])
+        results = ReferenceEvaluator(model).run(None, {})
+        if isinstance(results, list):
+            return np.asarray(results[0])
     return None
 
 

@@ -7,15 +7,8 @@ import math
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from exprune_cli.rules._linear import (
-    Linear,
-    Reason,
-    as_site,
-    follow,
-    only_reader,
-    read_linear,
-    small_constant,
-)
+from exprune_cli.rules._constants import Reason, small_constant
+from exprune_cli.rules._linear import Linear, as_site, follow, only_reader, read_linear
 from exprune_cli.rules._stage import (
     OP_SUFFIX,
     chunk_inputs,

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 from exprune_cli.rules._blocks import rewrite_blocks
-from exprune_cli.rules._linear import Linear, Reason
+from exprune_cli.rules._constants import Reason
+from exprune_cli.rules._linear import Linear
 from exprune_cli.rules._relu import match_relu, relu_site, rewrite_relu
 
 from exprune_cli.graph import ModelGraph

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from exprune_cli.rules._linear import Linear, Reason, as_site, follow, read_linear
+from exprune_cli.rules._constants import Reason
+from exprune_cli.rules._linear import Linear, as_site, follow, read_linear
 from exprune_cli.rules._relu import reads_relu
 from exprune_cli.rules._stage import insert
 

@@ -14,6 +14,8 @@ from exprune_cli.data.keys import stream_keys
 from exprune_cli.data.layout import LABEL, Header, Input, Layout, sample_layout
 from exprune_cli.errors import ExpruneError, UsageError
 
+#: Type and shape (without the batch axis) of every array of a sample.
+_Signature = tuple[tuple[np.dtype, tuple[int, ...]], ...]
 #: Samples that are looked at together when only their digests are wanted.
 _READ_AHEAD = 64
 
@@ -95,7 +97,8 @@ class DataSet:
         if len(missing):
             for _ in DataSet(self._folder, missing)._pieces(_READ_AHEAD):
                 pass
-        return self._folder.ids[self._index]
+        ids: np.ndarray = self._folder.ids[self._index]
+        return ids
 
     @property
     def digest(self) -> str:
@@ -205,7 +208,8 @@ class DataSet:
                     one = {name: array[place : place + 1] for name, array in feeds.items()}
                 folder.ids[sample] = _digest(one)
         folder.known[index] = True
-        return folder.ids[index]
+        ids: np.ndarray = folder.ids[index]
+        return ids
 
 
 @dataclass
@@ -215,7 +219,7 @@ class _Piece:
     feeds: dict[str, np.ndarray]
     label: np.ndarray | None
     ids: np.ndarray
-    signature: tuple | None
+    signature: _Signature | None
     names: list[str]
 
     def cut(self, size: int) -> tuple[_Piece, _Piece | None]:
@@ -244,10 +248,12 @@ def _rows(array: np.ndarray, chosen: np.ndarray, layout: Layout) -> np.ndarray:
     if layout.rows is None or len(chosen) == layout.samples:
         return array
     first, last = chosen[0] * layout.rows, (chosen[-1] + 1) * layout.rows
-    return array[first:last].copy() if last - first == len(chosen) * layout.rows else array[chosen]
+    neighbours = last - first == len(chosen) * layout.rows
+    rows: np.ndarray = array[first:last].copy() if neighbours else array[chosen]
+    return rows
 
 
-def _signature(feeds: Mapping[str, np.ndarray], label: np.ndarray | None) -> tuple:
+def _signature(feeds: Mapping[str, np.ndarray], label: np.ndarray | None) -> _Signature:
     arrays = [*feeds.values()] if label is None else [*feeds.values(), label]
     return tuple((array.dtype, array.shape[1:]) for array in arrays)
 
@@ -261,7 +267,8 @@ def _digest(feeds: Mapping[str, np.ndarray]) -> np.uint64:
         if array.size:
             flat = np.ascontiguousarray(array, dtype).reshape(-1)
             digest.update(flat.view(np.uint8).data)
-    return np.uint64(int.from_bytes(digest.digest(), "little"))
+    number: np.uint64 = np.uint64(int.from_bytes(digest.digest(), "little"))
+    return number
 
 
 def _join(pieces: Sequence[_Piece]) -> Batch:

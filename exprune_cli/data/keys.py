@@ -16,7 +16,8 @@ def mix(values: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser, element by element: a bijection of uint64 that scatters every bit."""
     values = (values ^ (values >> np.uint64(30))) * _FIRST
     values = (values ^ (values >> np.uint64(27))) * _SECOND
-    return values ^ (values >> np.uint64(31))
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def text_key(text: str) -> int:

@@ -55,7 +55,8 @@ class Sensitivity:
         end = 1.0 if len(shares) < 2 else max(1.0, (squares[-1] - squares[-2]) / (shares[-1] - shares[-2]))
         inside = np.interp(at, shares, squares)
         inside = np.where(at < shares[0], squares[0] + at - shares[0], inside)
-        return np.exp(np.where(at > shares[-1], squares[-1] + end * (at - shares[-1]), inside))
+        drops: np.ndarray = np.exp(np.where(at > shares[-1], squares[-1] + end * (at - shares[-1]), inside))
+        return drops
 
     def loss(self, square: float) -> float:
         """Predicted loss of an output error of this mean square."""

@@ -41,7 +41,7 @@ def plan_argmax(
 def _share(kept: np.ndarray) -> float:
     """Share of classes decided, where a row with one class left is decided whole."""
     alive = kept.sum(axis=1)
-    return 1 - float(np.where(alive == 1, 0, alive).mean()) / kept.shape[1]
+    return 1 - float(np.where(alive == 1, 0, alive).mean()) / int(kept.shape[1])
 
 
 def _saved(site: Site, test: str, end: int, share: float) -> float:

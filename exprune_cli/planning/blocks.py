@@ -122,7 +122,8 @@ def plan_blocks(
 
 
 def _above(score: float) -> np.float32:
-    return np.maximum(np.nextafter(np.float32(score), np.float32(np.inf)), np.finfo(np.float32).tiny)
+    higher: np.float32 = np.nextafter(np.float32(score), np.float32(np.inf))
+    return max(higher, np.finfo(np.float32).tiny)
 
 
 def _fit(partial: np.ndarray, final: np.ndarray) -> calibrated.Fit:

@@ -56,7 +56,8 @@ def fit(partial: np.ndarray, final: np.ndarray) -> Fit:
 def expected_loss(u: np.ndarray) -> np.ndarray:
     """``g(u) / sigma^2``: expected energy lost by pruning at standardised prediction ``u``."""
     density = np.exp(-0.5 * u * u) / np.sqrt(2 * np.pi)
-    return np.maximum((1 + u * u) * ndtr(u) + u * density, 0)
+    lost: np.ndarray = np.maximum((1 + u * u) * ndtr(u) + u * density, 0)
+    return lost
 
 
 def cut(fit_: Fit, price: float | np.ndarray) -> np.ndarray:

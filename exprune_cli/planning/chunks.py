@@ -101,7 +101,8 @@ def known_offset(site: Site, statistics: SiteStatistics) -> np.ndarray:
     """Bias plus the computed offset: ``[N]``, or ``[R, N]`` for a site with one."""
     if statistics.offsets is None:
         return site.bias
-    return statistics.offsets + site.bias
+    offset: np.ndarray = statistics.offsets + site.bias
+    return offset
 
 
 def saved_share(ends: Sequence[int], groups: int, pruned: Sequence[float], test_cost: float = 0.0) -> float:

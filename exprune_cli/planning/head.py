@@ -51,7 +51,8 @@ def needed_width(partial: np.ndarray, final: np.ndarray, form: Sequence[np.ndarr
     at = np.arange(len(winner))
     # Every rival i asks for (e_i - e_w) / (unit_i + unit_w) at least.
     asked = (predicted - predicted[at, winner][:, None]) / (unit + unit[winner][:, None])
-    return np.maximum(asked.max(axis=1), 0.0)
+    needed: np.ndarray = np.maximum(asked.max(axis=1), 0.0)
+    return needed
 
 
 def width_for(needed: np.ndarray, budget: float) -> tuple[float, float]:
@@ -79,7 +80,8 @@ def candidates(partial: np.ndarray, form: Sequence[np.ndarray], width: float) ->
     scale, shift, unit = form
     predicted = partial * scale + shift
     lead = (predicted - width * unit).max(axis=1, keepdims=True)
-    return ~(predicted + width * unit < lead)
+    alive: np.ndarray = ~(predicted + width * unit < lead)
+    return alive
 
 
 def z_scores(

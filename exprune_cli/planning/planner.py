@@ -16,8 +16,6 @@ from exprune_cli.sites import Calibration, Site, SitePlan, SiteStatistics
 BUDGETS = (0.0003, 0.001, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.045, 0.065, 0.1, 0.15, 0.22)
 
 
-# Products of matrices round differently on other numbers of threads, and plans must not.
-@threadpool_limits.wrap(limits=1, user_api="blas")
 def plan(
     sites: Sequence[Site],
     calibration: Calibration | None,
@@ -37,6 +35,18 @@ def plan(
     Returns:
         For each budget, plans by site name.
     """
+    # Products of matrices round differently on other numbers of threads, and plans must not.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _plan(sites, calibration, test, budgets, progress)
+
+
+def _plan(
+    sites: Sequence[Site],
+    calibration: Calibration | None,
+    test: str,
+    budgets: Sequence[float],
+    progress: Callable[[int, int], None] | None,
+) -> list[dict[str, SitePlan]]:
     result: list[dict[str, SitePlan]] = [{} for _ in budgets]
     weights = output_weights(sites) if test == "calibrated" else {}
     for done, site in enumerate(sites):

@@ -107,7 +107,9 @@ def _first_price(loss: np.ndarray, lowest: float) -> np.ndarray:
     """Index of the first price on the grid at which each output is pruned; past its end if never."""
     with np.errstate(divide="ignore"):
         index = np.ceil(np.log(loss / lowest) / np.log(_RATIO) - 1e-6)
-    return np.clip(np.nan_to_num(index, nan=_GRID, posinf=_GRID, neginf=0), 0, _GRID).astype(np.uint8)
+    index = np.nan_to_num(index, nan=_GRID, posinf=_GRID, neginf=0)
+    first: np.ndarray = np.clip(index, 0, _GRID).astype(np.uint8)
+    return first
 
 
 class _Curve:

@@ -70,7 +70,8 @@ def dense(site: Site, reason: str) -> SitePlan:
 
 
 def _output_energy(site: Site, final: np.ndarray) -> np.ndarray:
-    return np.square(np.clip(final, 0, site.max), dtype=np.float64)
+    energy: np.ndarray = np.square(np.clip(final, 0, site.max), dtype=np.float64)
+    return energy
 
 
 def _test_share(site: Site, test: str, width: int) -> float:
