@@ -99,7 +99,7 @@ readme = HERE / "README.md"
 setup(
     packages=packages(),
     package_dir={"exprune_cli.rules": "rules"},
-    package_data={"exprune_cli": ["*.json", "templates/*"]},
+    package_data={"exprune_cli": ["*.json", "py.typed", "templates/*"]},
     exclude_package_data={"exprune_cli": ["*.so", MISSING_NOTE]},
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
