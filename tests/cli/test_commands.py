@@ -49,7 +49,7 @@ def parse(outcome: Outcome) -> dict:
     return plain
 
 
-@pytest.mark.parametrize("command", ["", "calibrate", "optimize", "report"])
+@pytest.mark.parametrize("command", ["", "calibrate", "optimize", "report", "completion"])
 def test_help(command: str) -> None:
     words = [command] if command else []
     short, long = (
@@ -277,6 +277,7 @@ def test_python_interface_mirrors_the_commands(folder: Path) -> None:
     ):
         options = {parameter.name for parameter in exprune.commands[name].params}
         arguments = set(inspect.signature(getattr(api, name)).parameters)
+        options -= {"quiet", "verbose"}
         options = {"measure" if option == "no_measure" else option for option in options} - {"format"}
         # A report is returned, not written; merging is a function of its own.
         options -= {"report": {"output"}, "calibrate": {"merge"}}.get(name, set())

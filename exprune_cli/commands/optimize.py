@@ -1,0 +1,120 @@
+"""``exprune optimize``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from exprune_cli.commands.common import command_line, quiet, with_verbosity
+
+
+@click.command()
+@click.argument("input", metavar="IN", type=click.Path())
+@click.argument("output", metavar="OUT", type=click.Path())
+@click.option("--calibration", type=click.Path(), metavar="FILE", help="What calibrate wrote for IN.")
+@click.option(
+    "--data",
+    type=click.Path(),
+    metavar="DIR",
+    help="Folder of samples. With --calibration: only verify, on samples that FILE has not seen.",
+)
+@click.option(
+    "--test",
+    type=click.Choice(["auto", "bound", "stats", "threshold", "calibrated"]),
+    default="auto",
+    show_default=True,
+    help="What decides that an output is clear.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["latency", "flops"]),
+    default="latency",
+    show_default=True,
+    help="What staging has to lower.",
+)
+@click.option(
+    "--max-drop", type=float, metavar="X", help="Greatest drop of the metric, e.g. 0.01; needs --data."
+)
+@click.option("--confidence", type=float, metavar="X", help="Certify --max-drop, e.g. 0.95.")
+@click.option("--metric", metavar="NAME|FILE.py:FUNC", help="What --max-drop is about.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these sites dense. Can be repeated.")
+@click.option(
+    "--top-k",
+    multiple=True,
+    metavar="OUTPUT=K",
+    help="Return only the K largest values of OUTPUT, and their indices. Can be repeated.",
+)
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="Batch size that the model is meant for.")
+@click.option("--no-measure", is_flag=True, help="Decide without timings on this machine.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, write nothing.")
+@click.option(
+    "--format",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Form of the report.",
+)
+@with_verbosity
+def optimize(
+    input: str,
+    output: str,
+    calibration: str | None,
+    data: str | None,
+    test: str,
+    objective: str,
+    max_drop: float | None,
+    confidence: float | None,
+    metric: str | None,
+    exclude: tuple[str, ...],
+    top_k: tuple[str, ...],
+    batch: int | None,
+    no_measure: bool,
+    dry_run: bool,
+    format: str,
+) -> None:
+    """Write a model that skips work whose result is already clear.
+
+    Reads the ONNX file IN and writes OUT, whole or not at all. Without data only lossless
+    staging is applied.
+    """
+    from exprune_cli import api, render
+    from exprune_cli.progress import Progress
+
+    with Progress(False if quiet() else None) as progress:
+        done = api.optimize(
+            input,
+            output,
+            calibration=calibration,
+            data=data,
+            test=test,  # type: ignore[arg-type]
+            objective=objective,  # type: ignore[arg-type]
+            max_drop=max_drop,
+            confidence=confidence,
+            metric=metric,
+            exclude=exclude,
+            top_k=top_k,
+            batch=batch,
+            measure=not no_measure,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    if format == "json":
+        written = str(done.output) if done.output is not None else None
+        render.write_line(render.to_json(done.report, output=written))
+        return
+    render.write_line(render.to_table(done.report, sys.stdout))
+    if not done.staged:
+        state = "would be the same" if dry_run else "is the same"
+        render.write_line(f"nothing was staged: {output} {state} as {input}")
+        for reason in render.top_reasons(done.report):
+            render.write_line(f"  {reason}")
+    if dry_run:
+        render.write_line("dry run: nothing was written")
+    options = ["--data", data] if data else []
+    if done.staged and not dry_run:
+        if not data:
+            render.write_line("to measure what it saves, add --data DIR to the next command")
+        render.write_line(f"next: {command_line('exprune', 'report', output, '--baseline', input, *options)}")
+    elif not done.staged:
+        render.write_line(f"next: {command_line('exprune', 'report', input)}")

@@ -1,0 +1,63 @@
+"""``exprune report``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from exprune_cli.commands.common import quiet, with_verbosity
+from exprune_cli.errors import ExpruneError
+
+
+@click.command()
+@click.argument("model", type=click.Path())
+@click.option("--baseline", type=click.Path(), metavar="IN", help="The model that MODEL was made from.")
+@click.option(
+    "--data", type=click.Path(), metavar="DIR", help="Folder of samples: measure FLOPs, quality and latency."
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Threads to time with.",
+)
+@click.option(
+    "--format", type=click.Choice(["table", "json", "html"]), default="table", help="[default: table]"
+)
+@click.option("-o", "--output", type=click.Path(), metavar="FILE", help="Write the report here.")
+@with_verbosity
+def report(
+    model: str, baseline: str | None, data: str | None, threads: int, format: str, output: str | None
+) -> None:
+    """Say what is staged, what is not and why, and what it costs.
+
+    Without --data the FLOPs of staged sites are expected values; with --data they are measured.
+    """
+    from exprune_cli import api, render
+    from exprune_cli.paths import check_output
+    from exprune_cli.progress import Progress
+
+    if output is not None:
+        inputs = {"the model": model} | ({"the baseline": baseline} if baseline is not None else {})
+        check_output(output, inputs)
+    with Progress(False if quiet() else None) as progress:
+        done = api.report(model, baseline, data, threads, progress=progress)
+    if format == "json":
+        text = render.to_json(done)
+    elif format == "html":
+        text = render.to_html(done)
+    else:
+        text = render.to_table(done, None if output is not None else sys.stdout)
+    if output is None:
+        render.write_line(text.rstrip("\n"))
+        return
+    from exprune_cli.model import write_bytes
+
+    try:
+        write_bytes((text.rstrip("\n") + "\n").encode(), Path(output))
+    except OSError as error:
+        raise ExpruneError(f"{output}: cannot be written ({error.strerror or error})") from None
