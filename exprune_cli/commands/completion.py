@@ -13,9 +13,9 @@ def completion(context: click.Context, shell: str) -> None:
     """Print the script that completes commands, options and files in a shell.
 
     \b
-    bash:  exprune completion bash > ~/.local/share/bash-completion/completions/exprune
-    zsh:   exprune completion zsh > "${fpath[1]}/_exprune"
-    fish:  exprune completion fish > ~/.config/fish/completions/exprune.fish
+    bash:  eval "$(exprune completion bash)"         in ~/.bashrc
+    zsh:   eval "$(exprune completion zsh)"          in ~/.zshrc
+    fish:  exprune completion fish | source          in ~/.config/fish/config.fish
     """
     kind = get_completion_class(shell)
     assert kind is not None  # the choices are click's own
