@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import Message
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from exprune_cli.errors import ExpruneError
 from exprune_cli.model import Model
+from exprune_cli.protobuf import copy_fields
 from exprune_cli.shapes import Dims, infer_shapes
 
 #: Operators that exporters compute constant pads and shapes with.
@@ -156,8 +156,8 @@ class ModelGraph:
         nodes = [self._protos.get(id(node)) or _node_proto(node) for node in self.graph.nodes]
         nodes = _drop_unread_constants(nodes, source, self.outputs)
         proto = onnx.ModelProto()
-        _copy_fields(source, proto, without="graph")
-        _copy_fields(source.graph, proto.graph, without=("node", "initializer", "value_info", "input"))
+        copy_fields(source, proto, without="graph")
+        copy_fields(source.graph, proto.graph, without=("node", "initializer", "value_info", "input"))
         proto.graph.node.extend(nodes)
         read = set(_read_names(proto.graph))
         was_read = set(self._readers)
@@ -184,19 +184,6 @@ class ModelGraph:
         present = {(f.domain, f.name) for f in proto.functions}
         proto.functions.extend(f for f in functions if (f.domain, f.name) not in present)
         return proto
-
-
-def _copy_fields(source: Message, target: Message, without: str | Iterable[str]) -> None:
-    skip = {without} if isinstance(without, str) else set(without)
-    for field, value in source.ListFields():
-        if field.name in skip:
-            continue
-        if field.is_repeated:
-            getattr(target, field.name).extend(value)
-        elif field.message_type is not None:
-            getattr(target, field.name).CopyFrom(value)
-        else:
-            setattr(target, field.name, value)
 
 
 def _node_proto(node: gs.Node) -> onnx.NodeProto:

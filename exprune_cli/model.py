@@ -14,9 +14,10 @@ from google.protobuf.message import DecodeError
 from onnx import external_data_helper
 
 from exprune_cli.errors import ExpruneError
+from exprune_cli.protobuf import MESSAGE_LIMIT, byte_size, model_digest
 
-#: Protobuf's limit for one message; larger weights go to a file beside the model.
-_MESSAGE_LIMIT = 2**31 - 1
+#: The weights of larger models go to a file beside the model.
+_MESSAGE_LIMIT = MESSAGE_LIMIT
 #: Initializers of at least this size are moved out when a model is over the limit.
 _EXTERNAL_MIN_BYTES = 1024
 
@@ -53,9 +54,13 @@ def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Model:
         ExpruneError: There is no such file, it is no ONNX model, or it is an invalid one.
     """
     if isinstance(source, onnx.ModelProto):
-        return Model(source, None, hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest())
+        _check_whole(source, "the given model")
+        _check(source, "the given model")
+        return Model(source, None, model_digest(source))
     if isinstance(source, bytes):
-        return Model(_parse(source, "the given bytes"), None, hashlib.sha256(source).hexdigest())
+        proto = _parse(source, "the given bytes")
+        _check_whole(proto, "the given bytes")
+        return Model(proto, None, hashlib.sha256(source).hexdigest())
     path = Path(source)
     try:
         content = path.read_bytes()
@@ -86,10 +91,23 @@ def _check(proto: onnx.ModelProto, where: str) -> None:
     # Weights outside the file are checked when they are loaded; the checker wants them on disk.
     if any(external_data_helper.uses_external_data(t) for t in proto.graph.initializer):
         return
+    if byte_size(proto) >= MESSAGE_LIMIT:
+        return  # more than the checker takes
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ExpruneError(f"{where}: not a valid ONNX model: {_first_line(error)}") from None
+
+
+def _check_whole(proto: onnx.ModelProto, where: str) -> None:
+    if not proto.HasField("graph") or not proto.ir_version:
+        raise ExpruneError(f"{where}: not an ONNX model: it has no graph")
+    outside = next((t for t in _all_tensors(proto) if external_data_helper.uses_external_data(t)), None)
+    if outside is not None:
+        raise ExpruneError(
+            f"{where}: keeps '{outside.name}' in another file: give the model's path, or load it with its "
+            "external data"
+        )
 
 
 def _load_external(proto: onnx.ModelProto, path: Path, digest: hashlib._Hash) -> bool:
@@ -129,7 +147,7 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     try:
-        if proto.ByteSize() >= _MESSAGE_LIMIT:
+        if byte_size(proto) >= _MESSAGE_LIMIT:
             _save_large(proto, path)
         else:
             write_bytes(proto.SerializeToString(deterministic=True), path)

@@ -11,14 +11,15 @@ import numpy as np
 import onnx
 
 from exprune_cli.errors import ExpruneError
+from exprune_cli.protobuf import MESSAGE_LIMIT, byte_size
 
 if TYPE_CHECKING:
     import onnxruntime
 
 Feeds = Mapping[str, np.ndarray]
 
-#: Protobuf's limit for one message. Larger models go through a temporary folder.
-_MESSAGE_LIMIT = 2**31 - 1
+#: Larger models go through a temporary folder.
+_MESSAGE_LIMIT = MESSAGE_LIMIT
 #: ONNX Runtime's "fatal only": what it logs comes back as an exception and is printed once.
 _QUIET = 4
 
@@ -53,7 +54,7 @@ def open_session(
         ExpruneError: ONNX Runtime cannot load the model.
     """
     tail = addition.SerializeToString() if addition is not None else b""
-    if proto.ByteSize() + len(tail) < _MESSAGE_LIMIT:
+    if byte_size(proto) + len(tail) < _MESSAGE_LIMIT:
         return _open(proto.SerializeToString() + tail, threads, use_runtime, where)
     from exprune_cli.model import save
 

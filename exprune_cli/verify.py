@@ -6,6 +6,7 @@ import onnx
 
 from exprune_cli.errors import ExpruneError
 from exprune_cli.model import Model
+from exprune_cli.protobuf import byte_size
 
 #: Above this size the checker and a trial session would need the model on disk.
 _LARGE = 2**31 - 2**24
@@ -23,7 +24,7 @@ def verify(original: Model, proto: onnx.ModelProto) -> None:
     ):
         if [v.SerializeToString() for v in before] != [v.SerializeToString() for v in after]:
             raise ExpruneError(f"internal error: staging changed the model's {what}; please report this")
-    if proto.ByteSize() >= _LARGE:
+    if byte_size(proto) >= _LARGE:
         return
     try:
         onnx.checker.check_model(proto, full_check=True)
