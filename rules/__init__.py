@@ -10,11 +10,20 @@ A rule is a module with
 - ``rewrite(graph, site, plan)``: replaces the site's nodes; returns the names of the staged
   node and of its survivors output.
 
-To add one: write the module, put it into :data:`RULES`.
+To add one: write the module, put its name into :data:`ORDER`.
 """
 
 from __future__ import annotations
 
-from exprune_cli.rules import argmax_gemm, relu_conv, relu_gemm, sparse_gemm, top_k_gemm
+from importlib import import_module
 
-RULES = (relu_conv, relu_gemm, argmax_gemm, top_k_gemm, sparse_gemm)
+#: Where several rules fit a linear op, the first of them takes it.
+ORDER = (
+    "relu_conv",
+    "relu_gemm",
+    "argmax_gemm",
+    "top_k_gemm",
+    "sparse_gemm",
+)
+
+RULES = tuple(import_module(f"{__name__}.{name}") for name in ORDER)
