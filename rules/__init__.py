@@ -22,6 +22,7 @@ ORDER = (
     "relu_conv",
     "relu_gemm",
     "argmax_gemm",
+    "argmin_gemm",
     "top_k_gemm",
     "sparse_gemm",
 )
