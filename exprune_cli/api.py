@@ -14,6 +14,7 @@ from exprune_cli.paths import PathLike, check_output, external_files
 if TYPE_CHECKING:
     from exprune_cli.data import DataSet
     from exprune_cli.model import Model
+    from exprune_cli.outlook import Prospects
     from exprune_cli.progress import Progress
     from exprune_cli.record import Record
     from exprune_cli.reporting import Report
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Inputs that latencies are taken on.
 _TIMED_INPUTS = 8
+#: Samples that are run one at a time, for how pruning is spread over them.
+_SPREAD_SAMPLES = 256
 
 
 @dataclass
@@ -230,8 +233,9 @@ def report(
     from exprune_cli.measure import check_interface, latency
     from exprune_cli.measure import measure as run_measure
     from exprune_cli.model import load
+    from exprune_cli.recheck import check_certificate
     from exprune_cli.record import read_record
-    from exprune_cli.reporting import build_report, check_certificate
+    from exprune_cli.reporting import build_report
     from exprune_cli.top_k import with_top_k
 
     loaded = load(model)
@@ -254,12 +258,16 @@ def report(
             metric=_recorded_metric(record, samples.has_labels, dense is not None),
             any_metric=True,
             progress=progress,
+            spread_over=_SPREAD_SAMPLES,
         )
         feeds = _some_feeds(samples, record.batch if record is not None else 1)
         timing = latency(
             dense.proto if dense is not None else None, loaded.proto, feeds, threads, progress=progress
         )
-        result = build_report(loaded, measurement=measured, timing=timing)
+        prospects, problem = _prospects(loaded, samples, progress) if record is None else (None, None)
+        result = build_report(loaded, measurement=measured, timing=timing, prospects=prospects)
+        if problem is not None:
+            result.notes.append(f"what could be gained is said from the weights alone: {problem}")
         check_certificate(result, record, measured)
     if dense is not None and record is not None and dense.sha256 != record.source_sha256:
         result.notes.append(f"{baseline} is not the file that {model} was made from")
@@ -367,6 +375,18 @@ def _recorded_metric(record: Record | None, has_labels: bool, has_baseline: bool
     except UsageError:
         return None
     return name if has_baseline or not metric.needs_baseline else None
+
+
+def _prospects(
+    model: Model, data: DataSet, progress: Progress | None
+) -> tuple[Prospects | None, ExpruneError | None]:
+    """What a model could gain, by its activations, or why these cannot say it."""
+    from exprune_cli.outlook import look_at_activations
+
+    try:
+        return look_at_activations(model, data, progress), None
+    except ExpruneError as error:
+        return None, error
 
 
 def _some_feeds(samples: DataSet, batch: int) -> list[Feeds]:

@@ -37,6 +37,7 @@ class FlopsSums:
         node_flops: Dense FLOPs by a node's first output; None if unknown.
         site_flops: FLOPs spent, by staged site.
         int8_macs: Multiply-accumulates of integer operators; None if unknown.
+        estimate_flops: Of ``site_flops``, what went to estimates and tests.
     """
 
     samples: int = 0
@@ -47,6 +48,7 @@ class FlopsSums:
     node_flops: dict[str, int | None] = field(default_factory=dict)
     site_flops: dict[str, float] = field(default_factory=dict)
     int8_macs: int | None = 0
+    estimate_flops: dict[str, float] = field(default_factory=dict)
 
 
 class FlopsCounter:
@@ -58,6 +60,8 @@ class FlopsCounter:
     Attributes:
         survivor_names: Names of the tensors whose values :meth:`add` wants, in order.
         sums: The sums so far.
+        pruned: Of the last batch, the share that was pruned, by staged site; not where nothing is tested.
+        reduction: Of the last batch, the share of the model's FLOPs that was saved; None if unknown.
     """
 
     def __init__(self, proto: onnx.ModelProto, *, use_runtime: bool = True) -> None:
@@ -66,6 +70,8 @@ class FlopsCounter:
         self._staged = staged_nodes(proto, self._sites)
         self.survivor_names = [site.survivors or "" for site in self._sites]
         self.sums = FlopsSums()
+        self.pruned: dict[str, float] = {}
+        self.reduction: float | None = None
         self._proto = inline_functions(proto)
         self._share_of = weight_shares(self._proto.graph)
         self._known, self._wanted = counted_names(self._proto.graph)
@@ -84,6 +90,7 @@ class FlopsCounter:
         sums.int8_macs = _plus(sums.int8_macs, counts.int8_macs)
         for name, value in counts.nodes.items():
             sums.node_flops[name] = _plus(sums.node_flops.get(name, 0), value)
+        self.pruned = {}
         saved = 0.0
         for site, rows, alive in zip(self._sites, counts.rows, survivors, strict=True):
             if rows is None:
@@ -93,16 +100,21 @@ class FlopsCounter:
             counts_alive = [float(count) for count in alive]
             spent = flops.spent_flops(site, rows, counts_alive)
             sums.int8_macs = _plus(sums.int8_macs, flops.int8_macs(site, rows, counts_alive))
+            estimate = flops.estimate_flops(site, rows)
+            tested = rows * ((site.groups if site.kind == "sparse" else site.outputs) or 0)
             if alive.size and alive[0] < 0:  # the dense layer ran: nothing was skipped
-                alive = np.full_like(
-                    alive, rows * ((site.groups if site.kind == "sparse" else site.outputs) or 0)
-                )
+                alive, estimate = np.full_like(alive, tested), 0.0
+            if alive.size and tested:
+                self.pruned[site.name] = 1 - float(alive[-1]) / tested
+            sums.estimate_flops[site.name] = sums.estimate_flops.get(site.name, 0.0) + estimate
             sums.rows[site.name] = sums.rows.get(site.name, 0) + rows
             sums.survivors[site.name] = sums.survivors.get(site.name, np.zeros_like(alive)) + alive
             sums.site_flops[site.name] = sums.site_flops.get(site.name, 0.0) + spent
             saved += flops.dense_site_flops(site, rows) - spent
         spent_total = None if counts.total is None else counts.total - saved
         sums.flops = None if sums.flops is None or spent_total is None else sums.flops + spent_total
+        known = counts.total and all(rows is not None for rows in counts.rows)
+        self.reduction = saved / counts.total if known and counts.total else None
 
     def counts(self, feeds: Feeds, where: str) -> Counts:
         """FLOPs under the shapes that these inputs give; runs the model if it has not seen them."""

@@ -232,6 +232,16 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
     return spent
 
 
+def estimate_flops(site: SiteRecord, rows: int) -> float:
+    """What of :func:`spent_flops` goes to the estimate and the tests: what is spent if all is decided at once.
+
+    0 for a site that is computed whole, without a test.
+    """
+    if site.test is None and site.kind != "sparse":
+        return 0.0
+    return spent_flops(site, rows, [0.0] * max(1, len(site.ends) - 1))
+
+
 def int8_macs(site: SiteRecord, rows: int, survivors: Sequence[float]) -> int:
     """Integer multiply-accumulates of a staged site's estimate."""
     if site.estimate != "quantized" or survivors[0] < 0:

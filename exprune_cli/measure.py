@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from exprune_cli.counting import FlopsCounter, FlopsSums
+from exprune_cli.distribution import spread
 from exprune_cli.errors import ExpruneError
 from exprune_cli.instrument import with_outputs
 from exprune_cli.model import model_inputs
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from exprune_cli.data import Batch, DataSet
     from exprune_cli.progress import Progress
+    from exprune_cli.report_data import Spread
 
 
 @dataclass
@@ -35,12 +37,16 @@ class Measurement(FlopsSums):
         scores_optimized: ``[samples]`` float64: the metric per sample.
         scores_baseline: The same for the baseline.
         agreement: Share of samples with the baseline's prediction; None without a baseline.
+        pruned_spread: Of the share that was pruned, over single runs, by staged site.
+        reduction_spread: Of the share of the model's FLOPs that was saved, over single runs.
     """
 
     metric: str | None = None
     scores_optimized: np.ndarray | None = None
     scores_baseline: np.ndarray | None = None
     agreement: float | None = None
+    pruned_spread: dict[str, Spread] = field(default_factory=dict)
+    reduction_spread: Spread | None = None
 
 
 def measure(
@@ -53,6 +59,7 @@ def measure(
     progress: Progress | None = None,
     use_runtime: bool = True,
     any_metric: bool = False,
+    spread_over: int = 0,
 ) -> Measurement:
     """Runs a model, and its baseline if there is one, over a data set.
 
@@ -70,6 +77,7 @@ def measure(
         use_runtime: Whether staged sites run natively, if the runtime is there.
         any_metric: Where labels fit no output and no ``metric`` is given, measure the agreement
             instead of failing, or nothing without a baseline.
+        spread_over: Samples, at most, that are run once more, one at a time, for how pruning is spread.
 
     Raises:
         ExpruneError: The models' interfaces differ, or a model fails on a sample.
@@ -102,15 +110,49 @@ def measure(
                     scorer.add(batch, values[: len(outputs)], dense)
         if progress is not None:
             progress.advance(batch.count)
-    if scorer is None:
-        return Measurement(**vars(counter.sums))
-    return Measurement(
-        **vars(counter.sums),
-        metric=scorer.metric,
-        scores_optimized=scorer.scores,
-        scores_baseline=scorer.baseline_scores,
-        agreement=scorer.agreement,
-    )
+    result = Measurement(**vars(counter.sums))
+    if scorer is not None:
+        result.metric = scorer.metric
+        result.scores_optimized = scorer.scores
+        result.scores_baseline = scorer.baseline_scores
+        result.agreement = scorer.agreement
+    if spread_over and counter.survivor_names:
+        some = data.take(spread_over, 0) if len(data) > spread_over else data
+        _add_spread(result, counter, session, some, progress)
+    return result
+
+
+def _add_spread(
+    result: Measurement,
+    counter: FlopsCounter,
+    session: onnxruntime.InferenceSession,
+    data: DataSet,
+    progress: Progress | None,
+) -> None:
+    """Runs samples one at a time. The sums of ``counter`` are of no use after it."""
+    pruned: dict[str, list[float]] = {}
+    reductions: list[float | None] = []
+    counter.sums = FlopsSums()
+    if progress is not None:
+        progress.stage("measuring single samples", len(data))
+    for batch in data.batches(1):
+        counter.add(
+            batch.feeds,
+            run(session, batch.feeds, batch.where, counter.survivor_names),
+            batch.count,
+            batch.where,
+        )
+        for name, share in counter.pruned.items():
+            pruned.setdefault(name, []).append(share)
+        reductions.append(counter.reduction)
+        if progress is not None:
+            progress.advance(batch.count)
+    for name, shares in pruned.items():
+        found = spread(shares)
+        if found is not None:
+            result.pruned_spread[name] = found
+    known = [value for value in reductions if value is not None]
+    result.reduction_spread = spread(known) if len(known) == len(reductions) else None
 
 
 def _fitting_batch(data: DataSet) -> int:
@@ -191,6 +233,8 @@ class Latency:
         threads: Threads inside an operator.
         batch: First size of the first input.
         binding: ``iobinding`` (inputs bound before the clock starts) or ``run``.
+        times_ms: ``[runs]`` times of the model, in the order they were taken.
+        dense_times_ms: The same for the baseline, in pairs with ``times_ms``.
     """
 
     dense_ms: float | None
@@ -200,6 +244,8 @@ class Latency:
     threads: int
     batch: int | None
     binding: str
+    times_ms: np.ndarray = field(default_factory=lambda: np.empty(0))
+    dense_times_ms: np.ndarray | None = None
 
 
 def latency(
@@ -273,6 +319,8 @@ def latency(
         threads=threads,
         batch=None if first is None else int(first.shape[0]),
         binding="iobinding" if binding else "run",
+        times_ms=ours * 1e3,
+        dense_times_ms=None if dense is None else dense * 1e3,
     )
 
 

@@ -22,7 +22,7 @@ from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.planning.relu import dense
 from exprune_cli.record import Record, SiteRecord, write_record
 from exprune_cli.rewrite import own, refusal_records, rewrite
-from exprune_cli.search import Gate, evaluate, search
+from exprune_cli.search import Candidate, Gate, evaluate, remember, search
 from exprune_cli.sensitivity import measure_sensitivity
 from exprune_cli.sessions import Feeds
 from exprune_cli.shapes import infer_shapes
@@ -72,7 +72,8 @@ class _Job:
     """What the steps of one run share.
 
     ``probe`` are samples to plan on, apart from ``held_out``; ``settled`` are the plans of sites whose form
-    does not depend on the knob any more; ``quantized`` holds the lossless plans that were made so far.
+    does not depend on the knob any more; ``quantized`` holds the lossless plans that were made so far;
+    ``tried`` is what was measured on ``held_out``.
     """
 
     model: Model
@@ -88,6 +89,7 @@ class _Job:
     quantized: dict[str, SitePlan | None] = field(default_factory=dict)
     seed: int = 0
     timings: dict[str, SiteTiming] = field(default_factory=dict)
+    tried: list[Candidate] = field(default_factory=list)
 
 
 def optimize_model(
@@ -154,6 +156,15 @@ def optimize_model(
         batch=batch or 1,
         calibration=calibration.data_digest if calibration else None,
         top_k=wanted,
+        seed=seed,
+        options=_given(
+            max_drop=max_drop,
+            confidence=confidence,
+            metric=metric,
+            exclude=list(exclude),
+            measure=None if measure else False,
+        ),
+        calibration_samples=calibration.samples if calibration else None,
     )
     if record.test in LOSSY and matches.sites:
         plans = _lossy(
@@ -166,6 +177,11 @@ def optimize_model(
         plans = _faster(job, _plans(job, record.test)[0])
     proto, sites = _finish(job, plans, record)
     return Optimized(proto, record, sum(site.staged for site in sites))
+
+
+def _given(**options: object) -> dict[str, object]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None and value != []}
 
 
 def _statistics(
@@ -208,17 +224,7 @@ def _apart(data: DataSet, held_out: DataSet, seed: int) -> tuple[DataSet | None,
 
 def _stage(progress: Progress | None, name: str, total: int) -> Callable[[int, int], None] | None:
     """Starts a stage of the progress bar; returns a callback that takes (done, total)."""
-    if progress is None:
-        return None
-    progress.stage(name, total)
-    seen = 0
-
-    def report(done: int, _total: int) -> None:
-        nonlocal seen
-        progress.advance(done - seen)
-        seen = done
-
-    return report
+    return progress.counter(name, total) if progress is not None else None
 
 
 def _resolve(test: str, calibration: Calibration | None) -> str:
@@ -278,10 +284,18 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
         if len(steps) == len(LEVELS):
             steps = steps[walk_levels(gate.max_drop)]
         found = search(
-            job.model, sites, steps, job.held_out, gate, job.progress, lambda step: _faster(job, step)
+            job.model,
+            sites,
+            steps,
+            job.held_out,
+            gate,
+            job.progress,
+            lambda step: _faster(job, step),
+            job.tried,
         )
     else:
-        found = search(job.model, sites, steps, job.held_out, gate, job.progress)
+        found = search(job.model, sites, steps, job.held_out, gate, job.progress, trail=job.tried)
+    record.tried = remember(job.tried, gate, None)
     if found is not None:
         plans = found.plans
         if gate.confidence is None:
@@ -290,8 +304,10 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
             found = evaluate(
                 job.model, sites, plans, job.held_out, gate, Baseline(job.model.proto), job.progress
             )
+            job.tried.append(found)
         if gate.holds(found.drop):
             record.quality = found.quality
+            record.tried = remember(job.tried, gate, found)
             record.certificate = _certificate(gate, found.quality["metric"], found.drop.p_value, job.held_out)
             return plans
     if (max_drop is not None or gate.confidence is not None) and any(p.staged for p in steps[-1].values()):

@@ -41,9 +41,15 @@ class Progress:
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task, n)
 
-    def counter(self, name: str) -> Callable[[int, int], None]:
-        """A function ``(done, total)`` that shows a new stage ``name``, for steps that count so."""
+    def counter(self, name: str, total: int | None = None) -> Callable[[int, int], None]:
+        """A function ``(done, total)`` that shows a new stage ``name``, for steps that count so.
+
+        The stage starts at once where ``total`` is given, otherwise when the function is first called.
+        """
         seen = -1
+        if total is not None:
+            self.stage(name, total)
+            seen = 0
 
         def show(done: int, total: int) -> None:
             nonlocal seen

@@ -17,6 +17,8 @@ from exprune_cli.errors import ExpruneError
 #: Key in ``ModelProto.metadata_props``.
 KEY = "exprune"
 SCHEMA_VERSION = 1
+#: Ways to stage the model that a file remembers.
+MOST_TRIED = 48
 
 
 @dataclass
@@ -88,6 +90,11 @@ class Record:
             ``agreement``, ``samples``; None where nothing was verified.
         certificate: See the interface contract; None without one.
         top_k: Outputs that gave way to their K best, see :mod:`exprune_cli.top_k`.
+        seed: Of all random choices; None in older files.
+        options: Options of ``optimize`` that were given, by their names in Python.
+        calibration_samples: How many samples calibrated it; None without, or in older files.
+        tried: What was tried on held-out samples, see :class:`exprune_cli.report_data.Alternative`; at
+            most :data:`MOST_TRIED`.
     """
 
     tool: str
@@ -100,6 +107,10 @@ class Record:
     quality: dict[str, object] | None = None
     certificate: dict[str, object] | None = None
     top_k: dict[str, int] = field(default_factory=dict)
+    seed: int | None = None
+    options: dict[str, object] = field(default_factory=dict)
+    calibration_samples: int | None = None
+    tried: list[dict[str, object]] = field(default_factory=list)
 
 
 def write_record(proto: onnx.ModelProto, record: Record) -> None:

@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from exprune_cli import flops
+from exprune_cli import __version__, flops
+from exprune_cli.advice import refusal_groups
 from exprune_cli.counting import Counts, FlopsCounter, count_flops, staged_nodes, weight_shares
+from exprune_cli.distribution import histogram, spread
 from exprune_cli.errors import ExpruneError
 from exprune_cli.instrument import inline_functions
 from exprune_cli.memory import memory_notes
+from exprune_cli.outlook import Prospects, add_outlooks, look_at_weights, summarise
 from exprune_cli.record import Record, SiteRecord, read_record
 from exprune_cli.report_data import (
     SCHEMA_VERSION,
+    Alternative,
     Certificate,
+    Environment,
     Fidelity,
+    Origin,
     Report,
     SiteReport,
     Timing,
@@ -28,6 +34,7 @@ from exprune_cli.staged_nodes import staged_view
 from exprune_cli.static import static_shapes, zero_feeds
 
 if TYPE_CHECKING:
+    from exprune_cli.match import Matches
     from exprune_cli.measure import Latency, Measurement
 from exprune_cli.model import Model
 
@@ -40,7 +47,6 @@ __all__ = [
     "Timing",
     "Totals",
     "build_report",
-    "check_certificate",
     "static_counts",
 ]
 
@@ -52,6 +58,7 @@ def build_report(
     timing: Latency | None = None,
     record: Record | None = None,
     name: str | None = None,
+    prospects: Prospects | None = None,
 ) -> Report:
     """Makes the report of a model.
 
@@ -61,19 +68,25 @@ def build_report(
         timing: Times of the model and its baseline.
         record: What is known of the model; None to read it from the model.
         name: How the report calls the model; None for its path.
+        prospects: What a model that is not optimised could gain; None for what its weights say.
 
     Raises:
         ExpruneError: The model's record cannot be read or does not fit the model.
     """
     proto = model.proto
     record = record or read_record(proto)
+    if record is None and prospects is None:
+        prospects = look_at_weights(model)
     report = Report(
         model=name or (str(model.path) if model.path else "<memory>"),
-        sites=_sites_of_record(record) if record else _sites_of_match(model),
+        sites=_sites_of_record(record) if record else [],
         totals=Totals(),
         optimized=record is not None,
         runtime=runtime_kind(proto),
+        environment=_environment(),
     )
+    if record is None and prospects is not None:
+        report.sites = _sites_of_match(model, prospects.matches)
     staged = {site.name: site for site in record.sites if site.staged} if record else {}
     if measurement is None:
         _add_expected(report, proto, staged)
@@ -85,7 +98,7 @@ def build_report(
     if timing is not None:
         totals.latency_dense_ms, totals.latency_ms = timing.dense_ms, timing.ms
         totals.speedup = timing.speedup
-        report.timing = Timing(timing.threads, timing.batch, timing.runs, timing.binding)
+        report.timing = _timing(timing)
     if measurement is not None and measurement.metric is not None:
         report.fidelity = _measured_fidelity(measurement)
     elif record is not None and record.quality:
@@ -94,7 +107,36 @@ def build_report(
         report.notes += memory_notes(record)
     if record is not None and record.certificate:
         report.certificate = Certificate(**_known_fields(Certificate, record.certificate))
+    report.refusals = refusal_groups(report.sites, totals.flops_dense)
+    if record is not None:
+        report.alternatives = [Alternative(**_known_fields(Alternative, point)) for point in record.tried]
+        report.origin = Origin(**_known_fields(Origin, vars(record)))
+    elif prospects is not None:
+        add_outlooks(report.sites, prospects.sites)
+        report.outlook = summarise(report.sites, totals, report.refusals, prospects.samples)
     return report
+
+
+def _environment() -> Environment:
+    import onnxruntime
+
+    from exprune_cli.runtime import kernels_name, runtime_available
+
+    kernels = kernels_name() if runtime_available() else None
+    return Environment(__version__, onnxruntime.__version__, onnx.__version__, kernels)
+
+
+def _timing(found: Latency) -> Timing:
+    times, dense = found.times_ms, found.dense_times_ms
+    return Timing(
+        found.threads,
+        found.batch,
+        found.runs,
+        found.binding,
+        dense=None if dense is None else spread(dense),
+        optimized=spread(times),
+        histogram=histogram(dense, times) if len(times) else None,
+    )
 
 
 def _sites_of_record(record: Record) -> list[SiteReport]:
@@ -109,20 +151,20 @@ def _sites_of_record(record: Record) -> list[SiteReport]:
             test=site.test,
             latency_dense_us=site.latency_dense_us,
             latency_us=site.latency_us,
+            code=site.code,
         )
         for site in record.sites
     ]
 
 
-def _sites_of_match(model: Model) -> list[SiteReport]:
-    from exprune_cli.match import match
-
-    matches = match(model)
+def _sites_of_match(model: Model, matches: Matches) -> list[SiteReport]:
     sites = [
         SiteReport(site.name, site.op, site.rule, False, "not optimised yet: it can be staged")
         for site in matches.sites
     ]
-    sites += [SiteReport(r.name, r.op, r.rule or None, False, r.reason) for r in matches.refusals]
+    sites += [
+        SiteReport(r.name, r.op, r.rule or None, False, r.reason, code=r.code) for r in matches.refusals
+    ]
     position = {name: index for index, name in enumerate(_outputs_by_name(model.proto))}
     return sorted(sites, key=lambda site: position.get(site.name, len(position)))
 
@@ -159,6 +201,7 @@ def _add_expected(report: Report, proto: onnx.ModelProto, staged: Mapping[str, S
         tested = site_rows * ((entry.groups if entry.kind == "sparse" else entry.outputs) or 0)
         left = [(1 - share) * tested for share in entry.pruned or ()]
         site.flops = flops.spent_flops(entry, site_rows, left)
+        site.flops_estimate = min(site.flops, flops.estimate_flops(entry, site_rows))
         if integer is not None and left:
             integer += flops.int8_macs(entry, site_rows, left)
         saved += site.flops_dense - site.flops
@@ -202,6 +245,9 @@ def _add_measured(
         rows = measured.rows[site.name]
         site.flops_dense = flops.dense_site_flops(entry, rows) / samples
         site.flops = measured.site_flops[site.name] / samples
+        if site.name in measured.estimate_flops:
+            site.flops_estimate = min(site.flops, measured.estimate_flops[site.name] / samples)
+        site.spread = measured.pruned_spread.get(site.name)
         tested = rows * ((entry.groups if entry.kind == "sparse" else entry.outputs) or 0)
         checked = measured.survivors[site.name]  # empty where nothing is tested: an exact Conv
         site.pruned = 1 - float(checked[-1]) / tested if tested and len(checked) else None
@@ -209,6 +255,7 @@ def _add_measured(
     totals.flops_dense = None if measured.flops_dense is None else measured.flops_dense / samples
     totals.flops = None if measured.flops is None else measured.flops / samples
     totals.int8_macs = None if measured.int8_macs is None else measured.int8_macs / samples
+    totals.flops_reduction_spread = measured.reduction_spread
     report.samples = measured.samples
 
 
@@ -227,36 +274,6 @@ def _measured_fidelity(measured: Measurement) -> Fidelity:
     baseline, optimized = mean(measured.scores_baseline), mean(measured.scores_optimized)
     drop = None if baseline is None or optimized is None else baseline - optimized
     return Fidelity(measured.metric, baseline, optimized, drop, measured.agreement, measured.samples)
-
-
-def check_certificate(report: Report, record: Record | None, measured: Measurement) -> None:
-    """Checks the certificate of a model on new data, and says so in its report.
-
-    It holds where the mean drop is within what was certified. It does not hold where the drop is
-    larger and chance does not explain it: the betting test of :mod:`exprune_cli.certify`, at the
-    certificate's own confidence, of the hypothesis that the expected drop is within.
-
-    Args:
-        report: Changed in place; ``certificate.holds`` is what the new data say.
-        record: Of the model.
-        measured: Per-sample scores of the model and its baseline on the new data.
-    """
-    found = report.certificate
-    if found is None or found.max_drop is None or found.confidence is None:
-        return
-    from exprune_cli.certify import contradicts
-
-    before, after = measured.scores_baseline, measured.scores_optimized
-    metric = record.quality.get("metric") if record is not None and record.quality else None
-    if before is None or after is None or measured.metric != metric:
-        need = "--baseline" if before is None else f"data with the metric '{metric}'"
-        report.notes.append(f"the certificate is as recorded: to check it on these samples, give {need}")
-        return
-    losses = before - after
-    found.checked, found.samples, found.drop = True, len(losses), float(losses.mean())
-    found.holds = True
-    if found.drop > found.max_drop:
-        found.holds = False if contradicts(losses, found.max_drop, found.confidence) else None
 
 
 def _known_fields(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from exprune_cli.certify import VERIFY_LEVEL, Drop, boldest, furthest, judge, sa
 from exprune_cli.errors import ExpruneError, GateError, UsageError
 from exprune_cli.measure import Baseline, measure
 from exprune_cli.model import Model
-from exprune_cli.record import Record, SiteRecord, write_record
+from exprune_cli.record import MOST_TRIED, Record, SiteRecord, write_record
 from exprune_cli.rewrite import own, rewrite
 from exprune_cli.sites import Site, SitePlan
 
@@ -80,6 +80,7 @@ class Candidate:
         drop: Its drop.
         quality: For the record.
         losses: ``[samples]`` its losses, paired with the original.
+        flops_dense: FLOPs of the original on these samples; None if unknown.
     """
 
     plans: Plans
@@ -89,6 +90,35 @@ class Candidate:
     drop: Drop
     quality: dict[str, object]
     losses: np.ndarray
+    flops_dense: float | None = None
+
+
+def remember(tried: Sequence[Candidate], gate: Gate, chosen: Candidate | None) -> list[dict[str, object]]:
+    """What a file keeps of the candidates: the points of its trade-off, as plain data.
+
+    Args:
+        tried: In the order that they were tried.
+        gate: What had to hold.
+        chosen: The one in the file; None if none is.
+
+    Returns:
+        From the least to the most saving, see :class:`exprune_cli.report_data.Alternative`.
+    """
+    points: list[dict[str, object]] = []
+    for candidate in sorted(tried, key=lambda each: -each.flops)[-MOST_TRIED:]:
+        known = candidate.flops_dense and np.isfinite(candidate.flops)
+        points.append(
+            {
+                "flops_reduction": 1 - candidate.flops / (candidate.flops_dense or 1) if known else None,
+                "drop": candidate.drop.mean,
+                "upper": candidate.drop.upper if np.isfinite(candidate.drop.upper) else None,
+                "p_value": candidate.drop.p_value if gate.confidence is not None else None,
+                "passed": gate.holds(candidate.drop),
+                "chosen": candidate is chosen,
+                "staged": sum(site.staged for site in candidate.records),
+            }
+        )
+    return points
 
 
 def search(
@@ -99,6 +129,7 @@ def search(
     gate: Gate,
     progress: Progress | None = None,
     prepare: Callable[[Plans], Plans] = lambda plans: plans,
+    trail: list[Candidate] | None = None,
 ) -> Candidate | None:
     """Goes as far along the knob, end to end on held-out samples, as the gate holds.
 
@@ -113,6 +144,7 @@ def search(
         progress: Where progress is shown.
         prepare: Changes the plans of a step before it is measured, never because of what was measured
             on ``held_out``: what is tested is then what is kept.
+        trail: Gets every candidate that was tried.
 
     Returns:
         The passing candidate that spends the fewest FLOPs, None if none passes.
@@ -127,6 +159,8 @@ def search(
         if not any(plan.staged for plan in chosen.values()):
             return True
         tried[step] = candidate = evaluate(model, sites, chosen, samples, gate, baseline, progress)
+        if trail is not None:
+            trail.append(candidate)
         return gate.holds(candidate.drop)
 
     walk = boldest if gate.confidence is None else furthest
@@ -173,4 +207,4 @@ def evaluate(
         "samples": drop.samples,
     }
     flops = np.inf if result.flops is None else result.flops
-    return Candidate(plans, proto, records, flops, drop, quality, before - after)
+    return Candidate(plans, proto, records, flops, drop, quality, before - after, result.flops_dense)

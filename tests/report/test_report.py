@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
@@ -17,7 +18,23 @@ from exprune_cli import render
 from exprune_cli.measure import Latency, Measurement
 from exprune_cli.model import load
 from exprune_cli.record import read_record, write_record
-from exprune_cli.reporting import Certificate, Fidelity, Report, SiteReport, Timing, Totals, build_report
+from exprune_cli.report_data import (
+    Alternative,
+    Certificate,
+    Environment,
+    Fidelity,
+    Histogram,
+    Origin,
+    Outlook,
+    RefusalGroup,
+    Report,
+    SiteOutlook,
+    SiteReport,
+    Spread,
+    Timing,
+    Totals,
+)
+from exprune_cli.reporting import build_report
 from exprune_cli.runtime import kernels_name
 from tests.models import build, cnn, mlp
 from tests.report.staged import staged_model
@@ -53,8 +70,32 @@ def test_schema_names_every_field() -> None:
         (Fidelity, properties["fidelity"]),
         (Certificate, properties["certificate"]),
         (Timing, properties["timing"]),
+        (Histogram, properties["timing"]["properties"]["histogram"]),
+        (Spread, SCHEMA["$defs"]["spread"]),
+        (SiteOutlook, properties["sites"]["items"]["properties"]["outlook"]),
+        (Alternative, properties["alternatives"]["items"]),
+        (RefusalGroup, properties["refusals"]["items"]),
+        (Outlook, properties["outlook"]),
+        (Origin, properties["origin"]),
+        (Environment, properties["environment"]),
     ):
         assert [f.name for f in dataclasses.fields(kind)] == list(part["properties"]) == part["required"]
+
+
+def test_schema_admits_no_other_field() -> None:
+    def objects(part: object) -> Iterator[dict]:
+        if isinstance(part, dict):
+            if "object" in str(part.get("type")):
+                yield part
+            for value in part.values():
+                yield from objects(value)
+
+    found = list(objects(SCHEMA))
+    assert len(found) > 12
+    assert all("additionalProperties" in part for part in found)
+    assert [part for part in found if part["additionalProperties"] is not False] == [
+        SCHEMA["properties"]["origin"]["properties"]["top_k"]
+    ]
 
 
 def test_untouched_model() -> None:
@@ -157,7 +198,8 @@ def test_measured() -> None:
         plain["certificate"] | {"max_drop": 0.01, "confidence": 0.95, "holds": True, "samples": 500}
         == plain["certificate"]
     )
-    assert plain["timing"] == {"threads": 1, "batch": 1, "runs": 60, "binding": "iobinding"}
+    unknown = {"dense": None, "optimized": None, "histogram": None}
+    assert plain["timing"] == {"threads": 1, "batch": 1, "runs": 60, "binding": "iobinding"} | unknown
 
 
 def test_numbers_that_are_not_finite_are_null() -> None:
