@@ -1,5 +1,8 @@
 """Samples from a folder, streamed: one file and the samples of a batch are in memory at a time.
 
+They may also come from memory, see :mod:`exprune_cli.data.sources`; what is said of files holds for
+each dict of arrays then.
+
 A folder holds files of one of these formats, used in the order of their names:
 
 - ``*.npz``: arrays by input name; a key ``label`` (unless an input is called so) holds labels,
@@ -26,27 +29,27 @@ In a file with one sample the label may be a single number.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import onnx
 
 from exprune_cli.data.dataset import Batch, DataSet, _Folder, digest_of
 from exprune_cli.data.layout import read_inputs
+from exprune_cli.data.sources import Data, DataReader, name_of, stored_arrays
 
-__all__ = ["Batch", "DataSet", "digest_of", "open_data"]
+__all__ = ["Batch", "Data", "DataReader", "DataSet", "digest_of", "name_of", "open_data"]
 
 
-def open_data(path: str | os.PathLike[str], proto: onnx.ModelProto) -> DataSet:
-    """Opens a folder of samples for a model: the headers of all files are checked at once.
+def open_data(data: Data, proto: onnx.ModelProto) -> DataSet:
+    """Opens samples for a model: types and shapes of all of them are checked at once.
 
     Args:
-        path: The folder.
+        data: The folder's path, or samples in memory, see :mod:`exprune_cli.data.sources`.
         proto: The model that is to be fed.
 
     Raises:
         ExpruneError: The folder or one of its files does not fit; the message says which.
+        UsageError: Samples cannot be taken from an object of that type.
     """
-    folder = _Folder(Path(path), read_inputs(proto))
+    inputs = read_inputs(proto)
+    folder = _Folder(name_of(data), stored_arrays(data, inputs), inputs)
     return DataSet(folder, np.arange(folder.starts[-1], dtype=np.int64))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from exprune_cli.data.files import list_files, read_arrays, read_headers
 from exprune_cli.data.keys import stream_keys
-from exprune_cli.data.layout import LABEL, Header, Input, Layout, sample_layout
+from exprune_cli.data.layout import LABEL, Input, Layout, sample_layout
+from exprune_cli.data.sources import Stored
 from exprune_cli.errors import ExpruneError, UsageError
 
 #: Type and shape (without the batch axis) of every array of a sample.
@@ -41,26 +40,25 @@ class Batch:
 
 @dataclass(frozen=True)
 class _File:
-    path: Path
-    headers: Mapping[str, Header]
+    stored: Stored
     layout: Layout
+
+    @property
+    def where(self) -> str:
+        return self.stored.where
 
 
 class _Folder:
     """What all subsets of a folder share: its files, and the sample digests known so far."""
 
-    def __init__(self, path: Path, inputs: Sequence[Input]) -> None:
-        self.path = path
-        self.inputs = inputs
-        self.files: list[_File] = []
-        for file in list_files(path, inputs):
-            headers = read_headers(file, inputs)
-            self.files.append(_File(file, headers, sample_layout(inputs, headers, str(file))))
+    def __init__(self, where: str, stored: Iterable[Stored], inputs: Sequence[Input]) -> None:
+        self.where = where
+        self.files = [_File(file, sample_layout(inputs, file.headers, file.where)) for file in stored]
         names = {value.name for value in inputs}
-        labelled = [LABEL not in names and LABEL in file.headers for file in self.files]
+        labelled = [LABEL not in names and LABEL in file.stored.headers for file in self.files]
         self.has_labels = all(labelled)
         if any(labelled) and not self.has_labels:
-            odd = self.files[labelled.index(False)].path
+            odd = self.files[labelled.index(False)].where
             raise ExpruneError(f"{odd}: has no '{LABEL}', but other files have: label all of them or none")
         self.starts = np.cumsum([0, *(file.layout.samples for file in self.files)])
         self.ids = np.zeros(self.starts[-1], np.uint64)
@@ -155,7 +153,7 @@ class DataSet:
             raise UsageError(f"cannot split at {fraction:g}: give a fraction between 0 and 1")
         if len(self) < 2:
             raise ExpruneError(
-                f"{self._folder.path}: has {len(self)} samples to split: at least 2 are needed"
+                f"{self._folder.where}: has {len(self)} samples to split: at least 2 are needed"
             )
         size = min(max(round(fraction * len(self)), 1), len(self) - 1)
         shuffled = self._shuffled(seed, "split")
@@ -183,7 +181,7 @@ class DataSet:
     def _pieces_of(self, owner: int, rows: np.ndarray, batch_size: int) -> Iterator[_Piece]:
         folder = self._folder
         file = folder.files[owner]
-        arrays = read_arrays(file.path, folder.inputs, file.headers)
+        arrays = file.stored.read()
         label = arrays.pop(LABEL) if folder.has_labels else None
         if label is not None and not label.shape:
             label = label.reshape(1)
@@ -240,7 +238,7 @@ def digest_of(ids: np.ndarray) -> str:
 
 
 def _name(file: _File, sample: int) -> str:
-    return f"{file.path}, sample {sample}" if file.layout.samples > 1 else str(file.path)
+    return f"{file.where}, sample {sample}" if file.layout.samples > 1 else file.where
 
 
 def _rows(array: np.ndarray, chosen: np.ndarray, layout: Layout) -> np.ndarray:

@@ -80,7 +80,7 @@ def read_headers(path: Path, inputs: Sequence[Input]) -> dict[str, Header]:
     try:
         if path.suffix == ".npz":
             headers = _npz_headers(path)
-            _check_keys(path, headers, inputs)
+            check_keys(path, headers, inputs)
             return headers
         if path.suffix == ".npy":
             with path.open("rb") as file:
@@ -120,15 +120,26 @@ def read_arrays(path: Path, inputs: Sequence[Input], headers: Mapping[str, Heade
         raise ExpruneError(f"{path}: cannot be read ({error.strerror or error})") from None
     except _BROKEN as error:
         _broken(path, error)
+    return checked_arrays(arrays, headers, inputs, str(path))
+
+
+def checked_arrays(
+    arrays: Mapping[str, np.ndarray], headers: Mapping[str, Header], inputs: Sequence[Input], where: str
+) -> dict[str, np.ndarray]:
+    """The arrays as they are to be used: native byte order, C-contiguous.
+
+    Raises:
+        ExpruneError: They are not what the headers say, or a label is not finite.
+    """
     result = {}
     for name, header in headers.items():
         array = arrays[name]
         if array.shape != header.shape or array.dtype.newbyteorder("=") != header.dtype:
-            raise ExpruneError(f"{path}: changed while it was being used")
+            raise ExpruneError(f"{where}: changed while it was being used")
         result[name] = np.asarray(array, dtype=header.dtype, order="C")
     label = result.get(LABEL) if all(value.name != LABEL for value in inputs) else None
     if label is not None and label.dtype.kind == "f" and not np.isfinite(label).all():
-        raise ExpruneError(f"{path}: '{LABEL}' has NaN or infinite values: remove those samples")
+        raise ExpruneError(f"{where}: '{LABEL}' has NaN or infinite values: remove those samples")
     return result
 
 
@@ -171,7 +182,12 @@ def _npy_header(file: IO[bytes], size: int, where: str) -> Header:
     return Header(dtype.newbyteorder("="), tuple(shape))
 
 
-def _check_keys(path: Path, headers: Mapping[str, Header], inputs: Sequence[Input]) -> None:
+def check_keys(path: Path | str, headers: Mapping[str, Header], inputs: Sequence[Input]) -> None:
+    """Checks that a file holds the model's inputs, maybe labels, and nothing else.
+
+    Raises:
+        ExpruneError: It does not.
+    """
     names = [value.name for value in inputs]
     wanted = ", ".join(f"'{name}'" for name in names)
     for name in headers:
