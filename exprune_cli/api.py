@@ -1,25 +1,50 @@
-"""The Python interface: one function per command, with the command's options as arguments."""
+"""The Python interface: one function per command, with the command's options as arguments.
+
+Models are given as a path, as serialised bytes, or as an ``onnx.ModelProto``, which is not changed.
+Samples are given as a folder's path, or from memory as :data:`~exprune_cli.data.sources.Data` says:
+
+>>> import exprune_cli
+>>> calibration = exprune_cli.calibrate("model.onnx", images)
+>>> calibration
+<Calibration of 3 sites from 160 samples>
+>>> done = exprune_cli.optimize("model.onnx", calibration=calibration, objective="flops")
+>>> done.save("staged.onnx")
+>>> (scores,) = done.session().run(None, {"x": images[:1]})
+
+With labels, from a generator, and measured:
+
+>>> samples = ({"x": images[i : i + 1], "label": labels[i]} for i in range(160))
+>>> report = exprune_cli.report("staged.onnx", baseline="model.onnx", data=samples)
+>>> report.fidelity.metric, report.samples
+('accuracy', 160)
+>>> report.save("report.html")
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from exprune_cli.arguments import as_calibration, calibration_of, check_optimize, open_unseen, paths
 from exprune_cli.errors import ExpruneError, UsageError
 from exprune_cli.paths import PathLike, check_output, external_files
 
 if TYPE_CHECKING:
-    from exprune_cli.data import DataSet
-    from exprune_cli.model import Model
+    import onnx
+
+    from exprune_cli import sites
+    from exprune_cli.data import Data, DataSet
+    from exprune_cli.metrics import MetricFunction
+    from exprune_cli.model import Model, ModelSource
     from exprune_cli.outlook import Prospects
     from exprune_cli.progress import Progress
     from exprune_cli.record import Record
-    from exprune_cli.reporting import Report
+    from exprune_cli.results import Calibration, Optimized, Report
     from exprune_cli.sessions import Feeds
-    from exprune_cli.sites import Calibration
+
+Test = Literal["auto", "bound", "stats", "threshold", "calibrated"]
+Objective = Literal["latency", "flops"]
 
 #: Inputs that latencies are taken on.
 _TIMED_INPUTS = 8
@@ -27,28 +52,9 @@ _TIMED_INPUTS = 8
 _SPREAD_SAMPLES = 256
 
 
-@dataclass
-class Optimized:
-    """What :func:`optimize` did.
-
-    Attributes:
-        report: The report of the new model, without measured parts.
-        record: What the new model records of itself.
-        model: The new model (``onnx.ModelProto``); the original where nothing was staged.
-        staged: How many sites are staged.
-        output: Where it was written; None if it was not.
-    """
-
-    report: Report
-    record: Record
-    model: object
-    staged: int
-    output: Path | None
-
-
 def calibrate(
-    model: PathLike,
-    data: PathLike,
+    model: ModelSource,
+    data: Data,
     output: PathLike | None = None,
     *,
     max_samples: int | None = None,
@@ -59,8 +65,8 @@ def calibrate(
     """Runs a model over sample data and collects what planning needs (``exprune calibrate``).
 
     Args:
-        model: Path of the ONNX file.
-        data: Folder of samples.
+        model: The model.
+        data: The samples.
         output: Where to write the calibration file; None to only return it.
         max_samples: Use at most so many samples, drawn with ``seed``; None for all.
         batch_size: Samples per run, where the model's batch is dynamic; None for what memory allows.
@@ -72,36 +78,38 @@ def calibrate(
         UsageError: ``output`` is the model.
     """
     if output is not None:
-        check_output(output, {"the model": model})
-    from exprune_cli.calibration import save_calibration
+        check_output(output, paths({"the model": model}))
     from exprune_cli.data import open_data
     from exprune_cli.match import match
     from exprune_cli.model import load
     from exprune_cli.observe import observe
+    from exprune_cli.results import Calibration, widen
 
     loaded = load(model)
     samples = open_data(data, loaded.proto)
     if max_samples is not None and max_samples < len(samples):
         samples = samples.take(max_samples, seed)
-    sites = match(loaded).sites
-    calibration = observe(
+    found = observe(
         loaded,
-        sites,
+        match(loaded).sites,
         samples,
         seed=seed,
         batch_size=batch_size,
         progress=progress.counter("calibrating") if progress is not None else None,
     )
+    calibration = widen(Calibration, found)
     if output is not None:
-        save_calibration(calibration, output)
+        calibration.save(output)
     return calibration
 
 
-def merge_calibrations(parts: Sequence[PathLike], output: PathLike | None = None) -> Calibration:
+def merge_calibrations(
+    parts: Sequence[PathLike | sites.Calibration], output: PathLike | None = None
+) -> Calibration:
     """Makes one calibration of several (``exprune calibrate --merge``).
 
     Args:
-        parts: Calibration files of one model, made with one seed from disjoint samples.
+        parts: Calibrations of one model, or their files, made with one seed from disjoint samples.
         output: Where to write the result; None to only return it.
 
     Returns:
@@ -115,29 +123,31 @@ def merge_calibrations(parts: Sequence[PathLike], output: PathLike | None = None
     if not parts:
         raise UsageError("there is no calibration file to merge")
     if output is not None:
-        check_output(output, {f"calibration file {i}": part for i, part in enumerate(parts, 1)})
-    from exprune_cli.calibration import load_calibration, merge, save_calibration
+        check_output(output, paths({f"calibration file {i}": part for i, part in enumerate(parts, 1)}))
+    from exprune_cli.calibration import merge
+    from exprune_cli.results import Calibration, widen
 
     # One at a time, so that the memory is that of two parts however many there are.
-    merged = load_calibration(parts[0])
+    merged = as_calibration(parts[0])
     for part in parts[1:]:
-        merged = merge(merged, load_calibration(part))
+        merged = merge(merged, as_calibration(part))
+    result = widen(Calibration, merged)
     if output is not None:
-        save_calibration(merged, output)
-    return merged
+        result.save(output)
+    return result
 
 
 def optimize(
-    input: PathLike,
+    input: ModelSource,
     output: PathLike | None = None,
     *,
-    calibration: PathLike | None = None,
-    data: PathLike | None = None,
-    test: Literal["auto", "bound", "stats", "threshold", "calibrated"] = "auto",
-    objective: Literal["latency", "flops"] = "latency",
+    calibration: PathLike | sites.Calibration | None = None,
+    data: Data | None = None,
+    test: Test = "auto",
+    objective: Objective = "latency",
     max_drop: float | None = None,
     confidence: float | None = None,
-    metric: str | None = None,
+    metric: str | MetricFunction | None = None,
     exclude: Sequence[str] = (),
     top_k: Sequence[str] = (),
     batch: int | None = None,
@@ -149,16 +159,16 @@ def optimize(
     """Stages a model's sites (``exprune optimize``).
 
     Args:
-        input: Path of the ONNX file.
+        input: The model.
         output: Where to write the new file, whole or not at all; None to only return it.
-        calibration: A calibration file of this model. With ``data`` as well, the statistics
-            come from the file and the drop is verified on samples that the file has not seen.
-        data: Folder of samples.
+        calibration: A calibration of this model, or its file. With ``data`` as well, the statistics
+            come from it and the drop is verified on samples that it has not seen.
+        data: The samples.
         test: Which test decides; ``auto`` takes what is lossless, or certified with data.
         objective: What staging has to lower.
         max_drop: Greatest allowed drop of the metric; needs ``data``.
         confidence: Certify ``max_drop`` at this confidence (0 to 1).
-        metric: Name of a metric or ``FILE.py:FUNC``.
+        metric: Name of a metric, ``FILE.py:FUNC``, or a function as :mod:`exprune_cli.metrics` describes.
         exclude: Glob patterns of sites to leave dense.
         top_k: ``OUTPUT=K``: returns the K largest values of this output and their indices
             (``OUTPUT_values``, ``OUTPUT_indices``) instead of all values.
@@ -173,21 +183,19 @@ def optimize(
         ExpruneError: A bad model, bad data, or ``output`` cannot be written.
         GateError: ``max_drop`` cannot be met or certified. Nothing is written.
     """
-    _check_optimize(calibration, data, test, max_drop, confidence, metric, batch)
+    check_optimize(calibration, data, test, max_drop, confidence, metric, batch)
     if output is not None:
-        inputs = {"the input": input}
-        if calibration is not None:
-            inputs["the calibration file"] = calibration
-        check_output(output, inputs)
+        check_output(output, paths({"the input": input, "the calibration file": calibration}))
     from exprune_cli.model import load
     from exprune_cli.pipeline import optimize_model
 
     model = load(input)
     if output is not None and model.external:
-        for weights in external_files(input):
+        assert model.path is not None  # bytes and protos have no files beside them
+        for weights in external_files(model.path):
             check_output(output, {"the input's external data": weights})
-    statistics = _load_calibration(model, calibration)
-    samples = _open_unseen(model, data, statistics)
+    statistics = calibration_of(model, calibration)
+    samples = open_unseen(model, data, statistics)
     done = optimize_model(
         model,
         calibration=statistics,
@@ -204,13 +212,14 @@ def optimize(
         seed=seed,
         progress=progress,
     )
-    return _finish(model, done.proto, done.record, done.staged, None if dry_run else output)
+    original = input if isinstance(input, bytes) else None
+    return _finish(model, original, done.proto, done.record, done.staged, None if dry_run else output)
 
 
 def report(
-    model: PathLike,
-    baseline: PathLike | None = None,
-    data: PathLike | None = None,
+    model: ModelSource,
+    baseline: ModelSource | None = None,
+    data: Data | None = None,
     threads: int = 1,
     *,
     progress: Progress | None = None,
@@ -218,9 +227,9 @@ def report(
     """Says what a model's sites are, what they cost and, with data, what they really cost.
 
     Args:
-        model: Path of an ONNX file, optimised or not.
+        model: A model, optimised or not.
         baseline: The model that it was made from.
-        data: Folder of samples: measures FLOPs, fidelity (with a baseline or labels), latency.
+        data: Samples: measures FLOPs, fidelity (with a baseline or labels), latency.
         threads: Threads that latencies are taken with.
         progress: Where progress is shown.
 
@@ -236,6 +245,7 @@ def report(
     from exprune_cli.recheck import check_certificate
     from exprune_cli.record import read_record
     from exprune_cli.reporting import build_report
+    from exprune_cli.results import Report, widen
     from exprune_cli.top_k import with_top_k
 
     loaded = load(model)
@@ -270,88 +280,39 @@ def report(
             result.notes.append(f"what could be gained is said from the weights alone: {problem}")
         check_certificate(result, record, measured)
     if dense is not None and record is not None and dense.sha256 != record.source_sha256:
-        result.notes.append(f"{baseline} is not the file that {model} was made from")
+        names = dense.path or "the baseline", loaded.path or "the model"
+        result.notes.append(f"{names[0]} is not the file that {names[1]} was made from")
     if dense is not None and data is None:
         result.notes.append("--baseline is compared on samples: give --data as well")
     if data is not None and result.runtime == "function":
         result.notes.append(
             "without the native runtime staged sites ran as ONNX functions: times say nothing of it"
         )
-    return result
+    return widen(Report, result)
 
 
-def _check_optimize(
-    calibration: PathLike | None,
-    data: PathLike | None,
-    test: str,
-    max_drop: float | None,
-    confidence: float | None,
-    metric: str | None,
-    batch: int | None,
-) -> None:
-    if test == "calibrated" and calibration is None and data is None:
-        raise UsageError("--test calibrated needs --calibration or --data")
-    if max_drop is not None and data is None:
-        raise UsageError("--max-drop needs --data: the drop is measured on samples")
-    if max_drop is not None and not 0 <= max_drop < float("inf"):
-        raise UsageError("--max-drop must be 0 or more, e.g. 0.01 for one percent")
-    if confidence is not None and max_drop is None:
-        raise UsageError("--confidence needs --max-drop: it is how sure the drop's bound has to be")
-    if confidence is not None and not 0 < confidence < 1:
-        raise UsageError("--confidence must be between 0 and 1, e.g. 0.95")
-    if metric is not None and data is None:
-        raise UsageError("--metric needs --data: it is evaluated on samples")
-    if batch is not None and batch < 1:
-        raise UsageError("--batch must be at least 1")
-
-
-def _load_calibration(model: Model, path: PathLike | None) -> Calibration | None:
-    if path is None:
-        return None
-    from exprune_cli.calibration import check_belongs, load_calibration
-
-    calibration = load_calibration(path)
-    check_belongs(calibration, model, path)
-    return calibration
-
-
-def _open_unseen(model: Model, data: PathLike | None, calibration: Calibration | None) -> DataSet | None:
-    """The samples of a folder; without those that a calibration file was made with."""
-    if data is None:
-        return None
-    from exprune_cli.data import open_data
-
-    samples = open_data(data, model.proto)
-    if calibration is None:
-        return samples
-    unseen = samples.without(calibration.sample_ids)
-    if not len(unseen):
-        raise ExpruneError(
-            f"{os.fspath(data)}: the calibration file has seen all of its {len(samples)} samples: "
-            "give others to verify on, or calibrate with fewer (--max-samples)"
-        )
-    return unseen
-
-
-def _finish(model: Model, proto: object, record: Record, staged: int, output: PathLike | None) -> Optimized:
-    import onnx
-
-    from exprune_cli.model import Model, save, write_bytes
+def _finish(
+    model: Model,
+    original: bytes | None,
+    proto: onnx.ModelProto,
+    record: Record,
+    staged: int,
+    output: PathLike | None,
+) -> Optimized:
+    from exprune_cli.model import Model
     from exprune_cli.reporting import build_report
+    from exprune_cli.results import Optimized, Report, widen
 
-    assert isinstance(proto, onnx.ModelProto)
     path = Path(output) if output is not None else None
     # Where nothing was changed the file stays the input's equal; only the report knows what was tried.
+    unchanged = not staged and not record.top_k and not model.external
     built = build_report(Model(proto, path or model.path, "", model.external), record=record)
     built.optimized = staged > 0
-    if path is not None and not staged and not record.top_k and model.path is not None and not model.external:
-        try:
-            write_bytes(model.path.read_bytes(), path)
-        except OSError as error:
-            raise ExpruneError(f"{path}: cannot be written ({error.strerror or error})") from None
-    elif path is not None:
-        save(proto, path)
-    return Optimized(built, record, proto, staged, path)
+    equal = (model.path or original) if unchanged else None
+    done = Optimized(widen(Report, built), record, proto, staged, path, equal)
+    if path is not None:
+        done.save(path)
+    return done
 
 
 def _meant_batch(record: Record | None) -> int | None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from exprune_cli.data import Batch, DataSet
+    from exprune_cli.metrics import MetricFunction
     from exprune_cli.progress import Progress
     from exprune_cli.report_data import Spread
 
@@ -55,7 +56,7 @@ def measure(
     *,
     batch_size: int | None = None,
     baseline: onnx.ModelProto | Baseline | None = None,
-    metric: str | None = None,
+    metric: str | MetricFunction | None = None,
     progress: Progress | None = None,
     use_runtime: bool = True,
     any_metric: bool = False,

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from exprune_cli.errors import ExpruneError, UsageError
 from exprune_cli.record import read_record
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 Outputs = Mapping[str, np.ndarray]
 #: Score of a sample from its outputs, its label, the original model's outputs, and its name.
 ScoreSample = Callable[[Outputs, "np.ndarray | None", "Outputs | None", str], float]
+
+#: Scores a sample from its outputs by name, its label or None, and the original model's outputs.
+MetricFunction = Callable[["dict[str, np.ndarray]", "np.ndarray | None", "dict[str, np.ndarray]"], ArrayLike]
 
 _CLOSE = 1e-2
 
@@ -110,12 +114,23 @@ def drop(baseline: np.ndarray, optimized: np.ndarray) -> float:
     return float(np.mean(baseline) - np.mean(optimized))
 
 
-def metric_for(name: str | None, has_labels: bool) -> Metric:
-    """The metric of that name, or the one that fits the data.
+def metric_name(metric: str | MetricFunction) -> str:
+    """How a metric is called in reports: a function by its module and name."""
+    if isinstance(metric, str):
+        return metric
+    name = getattr(metric, "__qualname__", type(metric).__name__)
+    return f"{getattr(metric, '__module__', '?')}:{name}"
+
+
+def metric_for(name: str | MetricFunction | None, has_labels: bool) -> Metric:
+    """The metric of that name, that function as a metric, or the one that fits the data.
 
     Raises:
         UsageError: There is no such metric, or it needs labels and there are none.
     """
+    if callable(name):
+        label = metric_name(name)
+        return Metric(label, False, False, _from_function(label, name))
     name = name or ("accuracy" if has_labels else "agreement")
     if name in _BUILT_IN:
         metric = _BUILT_IN[name]
@@ -136,11 +151,13 @@ class Scorer:
         metric: The metric's name; None if there are neither labels nor an original to compare with.
     """
 
-    def __init__(self, proto: onnx.ModelProto, data: DataSet, metric: str | None, baseline: bool) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, data: DataSet, metric: str | MetricFunction | None, baseline: bool
+    ) -> None:
         """Args:
         proto: The model; says how its outputs are called.
         data: The samples.
-        metric: The metric's name, None for what fits.
+        metric: The metric's name or function, None for what fits.
         baseline: Whether the original is run too.
 
         Raises:
@@ -331,7 +348,10 @@ def _from_file(name: str, path: Path, function: str) -> ScoreSample:
     call = getattr(module, function, None)
     if not callable(call):
         raise UsageError(f"--metric {name}: {path} has no function '{function}'")
+    return _from_function(name, call)
 
+
+def _from_function(name: str, call: MetricFunction) -> ScoreSample:
     def score(outputs: Outputs, label: np.ndarray | None, baseline: Outputs | None, where: str) -> float:
         try:
             result = np.asarray(call(dict(outputs), label, dict(baseline or {})), np.float64)

@@ -22,6 +22,10 @@ _MESSAGE_LIMIT = MESSAGE_LIMIT
 _EXTERNAL_MIN_BYTES = 1024
 
 
+#: What a model may be given as: a path, its bytes, or the message.
+ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+
 @dataclass
 class Model:
     """A model in memory.
@@ -44,7 +48,7 @@ class Model:
         return next((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
-def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Model:
+def load(source: ModelSource) -> Model:
     """Reads a model and checks it.
 
     Args:
@@ -80,6 +84,10 @@ def _parse(content: bytes, where: str) -> onnx.ModelProto:
     try:
         proto.ParseFromString(content)
     except DecodeError:
+        if len(content) > MESSAGE_LIMIT:
+            raise ExpruneError(
+                f"{where}: is over 2 GB, which no single file can hold: save it with external data"
+            ) from None
         raise ExpruneError(f"{where}: not an ONNX model (or cut short): it cannot be parsed") from None
     if not proto.HasField("graph") or not proto.ir_version:
         raise ExpruneError(f"{where}: not an ONNX model: it has no graph")

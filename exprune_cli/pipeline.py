@@ -14,6 +14,7 @@ from exprune_cli.block_plans import with_blocks
 from exprune_cli.errors import GateError, UsageError
 from exprune_cli.match import Matches, match
 from exprune_cli.measure import Baseline
+from exprune_cli.metrics import metric_name
 from exprune_cli.model import Model
 from exprune_cli.planning.allocation import LEVELS, OFFERS, allocate, walk_levels
 from exprune_cli.planning.blocks import can_be_blocks, exact_plan
@@ -33,6 +34,7 @@ from exprune_cli.verify import verify
 
 if TYPE_CHECKING:
     from exprune_cli.data import DataSet
+    from exprune_cli.metrics import MetricFunction
     from exprune_cli.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -101,7 +103,7 @@ def optimize_model(
     objective: str = "latency",
     max_drop: float | None = None,
     confidence: float | None = None,
-    metric: str | None = None,
+    metric: str | MetricFunction | None = None,
     exclude: Sequence[str] = (),
     top_k: Sequence[str] = (),
     batch: int | None = None,
@@ -160,7 +162,7 @@ def optimize_model(
         options=_given(
             max_drop=max_drop,
             confidence=confidence,
-            metric=metric,
+            metric=metric_name(metric) if metric is not None else None,
             exclude=list(exclude),
             measure=None if measure else False,
         ),

@@ -12,12 +12,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from .errors import ExpruneError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+    from .model import ModelSource
 
 #: Name of the library file, beside this module. ONNX Runtime loads it by path, so one name does everywhere.
 LIBRARY = "_runtime.so"
@@ -85,16 +91,16 @@ def _registered() -> WeakSet[Any]:
 
 
 def session(
-    model: str | os.PathLike[str] | bytes,
+    model: ModelSource,
     sess_options: Any = None,
     *,
     use_runtime: bool = True,
     **kwargs: Any,
-) -> Any:
+) -> InferenceSession:
     """An ``onnxruntime.InferenceSession`` with the native runtime registered.
 
     Args:
-        model: Path or serialised model.
+        model: Path, serialised model, or ``onnx.ModelProto``.
         sess_options: ``onnxruntime.SessionOptions`` to use; the library is registered on them unless it
             already was by this function. They are made where None.
         use_runtime: False for a session that runs the function bodies. Without a library that is what
@@ -114,6 +120,16 @@ def session(
         options.register_custom_ops_library(str(runtime_library()))
         _registered().add(options)
     kwargs.setdefault("providers", ["CPUExecutionProvider"])
-    return onnxruntime.InferenceSession(
-        model if isinstance(model, bytes) else os.fspath(model), options, **kwargs
-    )
+    if isinstance(model, (bytes, str, os.PathLike)):
+        return onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else os.fspath(model), options, **kwargs
+        )
+    from .protobuf import MESSAGE_LIMIT, byte_size
+
+    if byte_size(model) < MESSAGE_LIMIT:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, **kwargs)
+    from .model import save
+
+    with tempfile.TemporaryDirectory(prefix="exprune-") as folder:
+        save(model, Path(folder) / "model.onnx")
+        return onnxruntime.InferenceSession(str(Path(folder) / "model.onnx"), options, **kwargs)

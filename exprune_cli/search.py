@@ -19,6 +19,7 @@ from exprune_cli.sites import Site, SitePlan
 
 if TYPE_CHECKING:
     from exprune_cli.data import DataSet
+    from exprune_cli.metrics import MetricFunction
     from exprune_cli.progress import Progress
 
 #: Samples that a search without a certificate looks at, at most.
@@ -42,7 +43,7 @@ class Gate:
 
     max_drop: float
     confidence: float | None
-    metric: str | None
+    metric: str | MetricFunction | None
     top_k: Mapping[str, int] = field(default_factory=dict)
 
     def holds(self, drop: Drop) -> bool:

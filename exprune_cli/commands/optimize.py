@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from exprune_cli.commands.common import command_line, quiet, with_verbosity
+
+if TYPE_CHECKING:
+    from exprune_cli.api import Objective, Test
 
 
 @click.command()
@@ -61,8 +65,8 @@ def optimize(
     output: str,
     calibration: str | None,
     data: str | None,
-    test: str,
-    objective: str,
+    test: Test,
+    objective: Objective,
     max_drop: float | None,
     confidence: float | None,
     metric: str | None,
@@ -87,8 +91,8 @@ def optimize(
             output,
             calibration=calibration,
             data=data,
-            test=test,  # type: ignore[arg-type]
-            objective=objective,  # type: ignore[arg-type]
+            test=test,
+            objective=objective,
             max_drop=max_drop,
             confidence=confidence,
             metric=metric,
