@@ -101,8 +101,7 @@ struct LowRankArgMax : KernelBase {
   ArgMaxAttributes attributes;
 
   OrtStatus* create(const OrtKernelInfo* info) {
-    attributes.read(info);
-    return nullptr;
+    return attributes.read(info, op);
   }
 
   OrtStatus* compute(OrtKernelContext* context) {

@@ -76,7 +76,8 @@ OrtStatus* Call::output(size_t index, const int64_t* dims, int rank, void** data
   *data = nullptr;
   size_t outputs = 0;
   EXPRUNE_RETURN_IF_ERROR(ort::KernelContext_GetOutputCount::call(api(), context, &outputs));
-  if (index >= outputs) return nullptr;
+  // Only the survivors may be left out, and their place is after a node's other outputs.
+  if (index >= outputs) return index > 0 ? nullptr : error(ort::kInvalidArgument, "%s: has no output", op);
   OrtValue* value = nullptr;
   EXPRUNE_RETURN_IF_ERROR(
       ort::KernelContext_GetOutput::call(api(), context, index, dims, static_cast<size_t>(rank), &value));
@@ -116,12 +117,33 @@ OrtStatus* attribute_ints(const OrtKernelInfo* info, const char* op, const char*
   return ort::KernelInfoGetAttributeArray_int64::call(api(), info, name, values, count);
 }
 
-bool attribute_int(const OrtKernelInfo* info, const char* name, int64_t* value) {
-  return ok(ort::KernelInfoGetAttribute_int64::call(api(), info, name, value));
+OrtStatus* attribute_float(const OrtKernelInfo* info, const char* op, const char* name, float* value) {
+  if (ok(ort::KernelInfoGetAttribute_float::call(api(), info, name, value))) return nullptr;
+  return error(ort::kInvalidArgument, "%s: attribute %s is missing, or is not a float", op, name);
 }
 
-bool attribute_float(const OrtKernelInfo* info, const char* name, float* value) {
-  return ok(ort::KernelInfoGetAttribute_float::call(api(), info, name, value));
+// Whether a node has an attribute that is not an integer: ONNX Runtime tells no difference between an attribute
+// that is missing and one of another type.
+static bool has_other_type(const OrtKernelInfo* info, const char* name) {
+  float number;
+  size_t size = 0;
+  if (ok(ort::KernelInfoGetAttribute_float::call(api(), info, name, &number))) return true;
+  if (ok(ort::KernelInfoGetAttribute_string::call(api(), info, name, nullptr, &size))) return true;
+  if (ok(ort::KernelInfoGetAttributeArray_int64::call(api(), info, name, nullptr, &size)) && size > 0) return true;
+  return ok(ort::KernelInfoGetAttributeArray_float::call(api(), info, name, nullptr, &size)) && size > 0;
+}
+
+OrtStatus* attribute_flag(const OrtKernelInfo* info, const char* op, const char* name, bool* flag) {
+  int64_t value = 0;
+  if (!ok(ort::KernelInfoGetAttribute_int64::call(api(), info, name, &value))) {
+    if (!has_other_type(info, name)) return nullptr;
+    return error(ort::kInvalidArgument, "%s: attribute %s must be an integer", op, name);
+  }
+  if (value != 0 && value != 1) {
+    return error(ort::kInvalidArgument, "%s: attribute %s must be 0 or 1", op, name);
+  }
+  *flag = value == 1;
+  return nullptr;
 }
 
 void infer_input(const OrtShapeInferContext* context, size_t index, KnownShape* shape) {
@@ -193,7 +215,7 @@ bool Runner::parallel(void* self, size_t tasks, void (*task)(void*, size_t), voi
 
 OrtStatus* Runner::result(bool done, const char* op) const {
   if (status) return status;
-  return done ? nullptr : error(ort::kFail, "%s: out of memory", op);
+  return done ? nullptr : error(ort::kFail, "%s: not enough memory for inputs of these shapes", op);
 }
 
 }  // namespace exprune

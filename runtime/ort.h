@@ -63,9 +63,9 @@ struct Call {
 // Attributes of a node at creation.
 OrtStatus* attribute_ints(const OrtKernelInfo* info, const char* op, const char* name, int64_t* values,
                           size_t capacity, size_t* count);
-// False when the node does not have it.
-bool attribute_int(const OrtKernelInfo* info, const char* name, int64_t* value);
-bool attribute_float(const OrtKernelInfo* info, const char* name, float* value);
+OrtStatus* attribute_float(const OrtKernelInfo* info, const char* op, const char* name, float* value);
+// An integer that is 0 or 1; `flag` stays what it is when the node does not have it.
+OrtStatus* attribute_flag(const OrtKernelInfo* info, const char* op, const char* name, bool* flag);
 
 // A shape during inference: a dim is a number, or unknown (-1) with or without a name.
 struct KnownShape {

@@ -100,6 +100,7 @@ using GetSymbolicDimensions = Fn<63, OrtStatus*, const OrtTensorTypeAndShapeInfo
 using GetTensorTypeAndShape = Fn<65, OrtStatus*, const OrtValue*, OrtTensorTypeAndShapeInfo**>;
 using KernelInfoGetAttribute_float = Fn<85, OrtStatus*, const OrtKernelInfo*, const char*, float*>;
 using KernelInfoGetAttribute_int64 = Fn<86, OrtStatus*, const OrtKernelInfo*, const char*, int64_t*>;
+using KernelInfoGetAttribute_string = Fn<87, OrtStatus*, const OrtKernelInfo*, const char*, char*, size_t*>;
 using KernelContext_GetOutputCount = Fn<89, OrtStatus*, const OrtKernelContext*, size_t*>;
 using KernelContext_GetInput = Fn<90, OrtStatus*, const OrtKernelContext*, size_t, const OrtValue**>;
 using KernelContext_GetOutput =
@@ -107,6 +108,7 @@ using KernelContext_GetOutput =
 using ReleaseStatus = Fn<93, void, OrtStatus*>;
 using ReleaseTensorTypeAndShapeInfo = Fn<99, void, OrtTensorTypeAndShapeInfo*>;
 using ReleaseCustomOpDomain = Fn<101, void, OrtCustomOpDomain*>;
+using KernelInfoGetAttributeArray_float = Fn<162, OrtStatus*, const OrtKernelInfo*, const char*, float*, size_t*>;
 using KernelInfoGetAttributeArray_int64 =
     Fn<163, OrtStatus*, const OrtKernelInfo*, const char*, int64_t*, size_t*>;
 using ShapeInferContext_GetInputTypeShape =

@@ -28,10 +28,9 @@ OrtStatus* infer_features(const OrtShapeInferContext* context, size_t index, int
   return infer_output(context, 0, ort::kFloat, &shape);
 }
 
-void ArgMaxAttributes::read(const OrtKernelInfo* info) {
-  int64_t value;
-  if (attribute_int(info, "keepdims", &value)) keepdims = value != 0;
-  if (attribute_int(info, "select_last_index", &value)) select_last = value != 0;
+OrtStatus* ArgMaxAttributes::read(const OrtKernelInfo* info, const char* op) {
+  EXPRUNE_RETURN_IF_ERROR(attribute_flag(info, op, "keepdims", &keepdims));
+  return attribute_flag(info, op, "select_last_index", &select_last);
 }
 
 OrtStatus* index_output(const Call& call, const Tensor& x, bool keepdims, int64_t* rows, int64_t** index) {

@@ -17,7 +17,7 @@ struct ArgMaxAttributes {
   bool keepdims = true;
   bool select_last = false;
 
-  void read(const OrtKernelInfo* info);
+  OrtStatus* read(const OrtKernelInfo* info, const char* op);
 };
 
 // The index output of a head, and the number of rows.

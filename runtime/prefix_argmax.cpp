@@ -15,7 +15,7 @@ struct PrefixArgMax : KernelBase {
   ArgMaxAttributes attributes;
 
   OrtStatus* create(const OrtKernelInfo* info) {
-    attributes.read(info);
+    EXPRUNE_RETURN_IF_ERROR(attributes.read(info, op));
     return read_z<Test>(info, op, &z);
   }
 

@@ -22,8 +22,7 @@ struct QuantizedArgMax : KernelBase {
   ArgMaxAttributes attributes;
 
   OrtStatus* create(const OrtKernelInfo* info) {
-    attributes.read(info);
-    return nullptr;
+    return attributes.read(info, op);
   }
 
   OrtStatus* compute(OrtKernelContext* context) {

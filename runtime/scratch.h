@@ -58,14 +58,22 @@ class Lease {
 // Divides a buffer into aligned arrays. With a null base it only adds up the size, so that one function
 // describes a layout both for sizing and for use.
 class Carver {
+  static constexpr size_t kTooMuch = PTRDIFF_MAX - kAlignment;
+
  public:
   explicit Carver(char* base) : base_(base) {}
   template <class T>
   T* take(int64_t count) {
     T* p = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-    used_ += (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    const size_t most = (PTRDIFF_MAX - used_) / sizeof(T);
+    if (count < 0 || static_cast<size_t>(count) >= most) {
+      used_ = kTooMuch;
+    } else {
+      used_ += (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    }
     return p;
   }
+  // Bytes so far; more than any system has where they overflowed.
   size_t used() const { return used_; }
 
  private:

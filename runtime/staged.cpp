@@ -95,6 +95,7 @@ OrtStatus* read_finish(const Call& call, size_t start, Tensor* offset, Tensor* m
   EXPRUNE_RETURN_IF_ERROR(call.input(start, "offset", ort::kFloat, offset));
   EXPRUNE_RETURN_IF_ERROR(call.input(start + 1, "max", ort::kFloat, max));
   if (max->count != 1) return call.bad("max", "must have one element");
+  if (!(max->floats()[0] >= 0)) return call.bad("max", "must be a number that is not negative");
   finish->offset_full = offset->count != 1;
   if (finish->offset_full) {
     EXPRUNE_RETURN_IF_ERROR(call.shape(*offset, "offset", "one element or the shape of Y", y_dims, y_rank));

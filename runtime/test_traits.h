@@ -24,7 +24,7 @@ template <int Test>
 OrtStatus* read_z(const OrtKernelInfo* info, const char* op, float* z) {
   *z = 0;
   if (Test != kStats) return nullptr;
-  if (!attribute_float(info, "z", z)) return error(ort::kInvalidArgument, "%s: attribute z is missing", op);
+  EXPRUNE_RETURN_IF_ERROR(attribute_float(info, op, "z", z));
   if (*z != *z) return error(ort::kInvalidArgument, "%s: attribute z is not a number", op);
   return nullptr;
 }

@@ -20,6 +20,13 @@ EPS = 2.0**-23
 ROUNDING = 16 * EPS
 
 
+def sound(reach: np.ndarray, magnitude: np.ndarray, terms: int) -> np.ndarray:
+    """The reach of a sound bound with what rounding adds, as ``runtime/kernels/tests.h`` says."""
+    rounding = (4 * EPS + 8e-8 * (terms + 4)) * magnitude + 1e-30
+    reach = (reach + rounding) * (1 + 1e-5)
+    return np.where(reach < 5e31, reach, np.inf)
+
+
 @dataclass
 class Outcome:
     """What an op computes.
@@ -67,6 +74,7 @@ class _Layer:
         self.terms = np.einsum("rgt,ngt->rng", self.rows, weights)
         self.sizes = np.einsum("rgt,ngt->rng", abs(self.rows), abs(weights))  # what rounding scales with
         self.shape = self.terms.shape
+        self.groups_and_taps = weights[0].size
 
     def norm(self, start):
         """Norm of each row's input over the groups from ``start`` on, ``[R, 1]``."""
@@ -135,8 +143,8 @@ def _stats(layer, off, z):
 def _bound(layer, off, off_size, radius, slack):
     def test(s, e):
         value = layer.terms[:, :, :e].sum(axis=2) + off
-        reach = radius[s] * layer.norm(e) + slack[s] * layer.norm(0) + 4 * EPS * off_size
-        value = value + reach * (1 + 1e-5)
+        reach = sound(radius[s] * layer.norm(e) + slack[s] * layer.norm(0), off_size, layer.groups_and_taps)
+        value = value + reach
         noise = ROUNDING * (layer.sizes[:, :, :e].sum(axis=2) + abs(off) + abs(reach))
         return value, np.zeros_like(value), noise
 
@@ -293,7 +301,7 @@ def prefix_argmax_bound(x, order, ends, w_head, w_tail, bias, radius, slack, *, 
     def test(layer, bias, s, e, r, alive):
         estimate = layer.terms[r, :, :e].sum(axis=1) + bias
         reach = radius[s].astype(np.float64) * layer.norm(e)[r] + slack[s] * layer.norm(0)[r]
-        reach = (reach + 4 * EPS * abs(bias)) * (1 + 1e-5)
+        reach = sound(reach, abs(bias), layer.groups_and_taps)
         lower = estimate - reach
         if np.isnan(lower[alive]).any():
             return None

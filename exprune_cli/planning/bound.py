@@ -1,16 +1,49 @@
 """Sound bounds on the part of a sum that was not computed yet.
 
-For an output with weights ``w`` and input ``x``, split into the part that was read (head) and
-the rest (tail), Cauchy-Schwarz gives ``w_tail . x_tail <= ||w_tail|| ||x_tail||``. Where all
+The claim. An output's value is ``v = w . x + b + o``, with weights w, inputs x, a bias b and an
+offset o, all float32. The dense model computes a float ``dense(v)`` in an order of summation that
+we do not know, with or without fused multiply-adds; we compute the partial sum ``P`` over the first
+inputs, the head, as a float ``p``. An output is pruned only if ``dense(v) <= 0`` whatever that order
+is: then its ReLU is 0. The dense model here is the site as it is planned, after constants next to it
+(a BatchNormalization) were folded into w and b.
+
+In exact arithmetic Cauchy-Schwarz gives ``w_tail . x_tail <= ||w_tail|| ||x_tail||``. Where all
 inputs are >= 0 only positive weights can add, so ``||max(w_tail, 0)|| ||x_tail||`` bounds it too.
 
-Rounding. A float sum of n products errs by at most ``gamma_n sum |w_i x_i|`` with
-``gamma_n = n u / (1 - n u)``, ``u = 2^-24`` (Higham, Accuracy and Stability of Numerical
-Algorithms, 2nd ed., eq. 3.5), in any order of summation, and ``sum |w_i x_i| <= ||w|| ||x||``.
-This holds for the head that we compute and for the sum that the dense model computes, so
-``slack = 2 gamma ||w||`` with n raised by the additions of bias and offset covers both; what
-their own magnitude adds, 4 eps (|bias| + |offset|), and the rounding of the norms themselves
-(a factor 1 + 1e-5) the op adds when it runs.
+Rounding, with ``u = 2^-24``, n products and ``gamma_n = n u / (1 - n u)`` (Higham, Accuracy and
+Stability of Numerical Algorithms, 2nd ed., section 4.2: sums of any order; a fused multiply-add only
+saves roundings). Write ``A = sum |w_i x_i| <= ||w|| ||x||`` and ``B = |b| + |o|``.
+
+1. The dense sum has n + 2 terms, so it errs by at most ``gamma_(n+2) (A + B)``. A scale that was
+   folded into w (a Gemm's alpha) costs it one rounding more: ``gamma_(n+3)``.
+2. Ours is ``fl(p + fl(b + o))``. It errs by ``gamma_(n+1) A`` for p and the last sum, and by
+   ``2 u B (1 + u)`` for both sums.
+3. ``slack = 2 gamma_(n+4) ||w||`` covers the A of 1 and 2 with two more roundings each to spare.
+   The op adds ``(8 u + 1.34 (n + 4) u) B`` for the B; for n + 4 < 2^22 that is more than
+   ``gamma_(n+4) + 3 u``. It counts at run time because only the op knows o. For larger n nothing is
+   decided there, and ``slack`` is infinite from ``n u = 1/4`` on.
+4. ``radius`` and ``slack`` are rounded up. The norms of x are sums of squares in double, which neither
+   overflow nor vanish, rounded to float; the op's products and sums of them are fewer than eight float
+   operations on numbers >= 0. Each costs at most u of the result: the factor ``1 + 1e-5`` covers them.
+5. The comparison ``fl(p + b + o + reach) < 0`` has the sign of the exact sum of its two operands, as
+   float additions never change it.
+
+Underflow. Products below 2^-126 lose up to 2^-150 each, absolutely, or up to 2^-126 where ONNX Runtime
+is told to flush subnormal numbers; sums lose nothing unless flushed. The op adds 1e-30 to the reach,
+which is more than 2 n of those for n < 2^24.
+
+Overflow. Steps 1 to 3 hold while no sum, in any order, leaves the range of float. As the reach holds
+``2 gamma_(n+4) ||w|| ||x|| >= 6e-7 A`` and ``8 u B``, a reach below 5e31 leaves ``A < 0.9e38`` and
+``B < 1.1e38``: every partial sum is below 2.0e38. From 5e31 on the reach counts as infinite and nothing
+is decided, because the dense model may compute an infinity, or the NaN of two, where the exact sum is
+finite. So do infinite and NaN inputs, weights, biases and offsets: they make the reach, or the sum it
+is added to, infinite or NaN, and what is not below 0 survives.
+
+For an ArgMax the same reach stands on both sides of a class's score. A class is out only if the upper
+end of its score is below the lower end of another's, so ``dense`` of the one is below ``dense`` of the
+other; adding the reach to the score is one of the roundings to spare in 3.
+
+``python -m tests.runtime.attack_bounds`` looks for counterexamples.
 """
 
 from __future__ import annotations
@@ -20,6 +53,12 @@ from collections.abc import Sequence
 import numpy as np
 
 _UNIT = 2.0**-24
+
+
+def gamma(terms: int) -> float:
+    """``n u / (1 - n u)``, and infinity where so many roundings have no bound of use."""
+    share = terms * _UNIT
+    return share / (1 - share) if share < 0.25 else float("inf")
 
 
 def bound_parameters(
@@ -41,10 +80,10 @@ def bound_parameters(
     # A NaN weight must give a NaN radius (a survivor); maximum() keeps NaN.
     tails = np.cumsum(squares[:, ::-1], axis=1)[:, ::-1]
     radius = np.sqrt(np.stack([tails[:, end] for end in ends]))
-    terms = weight.shape[1] * weight.shape[2] + 4
-    gamma = terms * _UNIT / (1 - terms * _UNIT)
     norm = np.sqrt(np.square(ordered).sum(axis=(1, 2)))
-    slack = np.broadcast_to(2 * gamma * norm, radius.shape)
+    with np.errstate(invalid="ignore"):
+        slack = 2 * gamma(weight.shape[1] * weight.shape[2] + 4) * norm
+    slack = np.broadcast_to(slack, radius.shape)
     return {"radius": rounding_up(radius), "slack": rounding_up(slack)}
 
 

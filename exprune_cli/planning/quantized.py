@@ -5,23 +5,39 @@ as ``x^`` (one or two planes of 8 bits with a common step). Then, by Cauchy-Schw
 
     |w x - w^ x^| = |(w - w^) x + w^ (x - x^)| <= ||w - w^|| ||x|| + ||w^|| ||x - x^||
 
-which the op adds to the estimate ``w^ x^ + bias``; its sum is exact, in integers.
+which the op adds to the estimate ``w^ x^ + bias + offset``; its sum is exact, in integers: 65536
+products of 255 x 127 stay below 2^31.
 
-Rounding, with ``u = 2^-24`` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
-eq. 3.5): a float sum of n products errs by at most ``gamma_n ||w|| ||x||``, whatever its order;
-twice this (the dense layer's and our own) with n raised by the additions of bias and offset is
-``2 gamma_(G+4) ||w||`` per ``||x||``. The estimate itself takes fewer than eight float operations
-after the exact sum, on numbers of at most ``2 ||w^|| ||x||``: ``16 u ||w^||``. Both go into
-``error``, which so is ``||w - w^|| + 2 gamma ||w|| + 16 u ||w^||``, and ``norm`` is ``||w^||``.
-What the magnitude of bias and offset adds, the op adds; see ``runtime/kernels/quantized.h`` for
-the norms of ``x``.
+Rounding, with the claim, the notation and the steps of :mod:`exprune_cli.planning.bound`:
+
+1. The dense sum, or our own of a survivor, errs by at most ``gamma_(G+3) (A + B)``. In ``error``
+   there is ``2 gamma_(G+4) ||w||``, twice what A needs; what B needs, the op adds.
+2. The estimate. Let H and L be the integer sums of the planes, c = fl(1/254), and s the product of
+   the scale and the step. As ``|round(u)| <= 2 |u|``, the planes have at most twice the norm of x
+   each (in units of the step, times 254 for L), so ``s |H|``, ``s |L| / 254`` and their sum are at
+   most ``2 ||w^|| ||x||``. H and L become floats (u each), L is multiplied by c (2 u: c is rounded
+   too), they are added (u), multiplied by s (2 u: s is rounded too), and bias + offset is added (u of
+   the result). That is at most (1 + 3 + 1 + 2 + 1) u of ``2 ||w^|| ||x||``: ``16 u ||w^||`` is in
+   ``error``. What the last two sums lose on bias and offset is less than 8 u of B.
+3. The norms of x that the op takes, see ``runtime/kernels/quantized.h``: with m = max |x|,
+   ``step = fl(m / 127)`` and ``u_i = fl(x_i fl(127 / m))`` are off by at most u and 2 u, so that
+   ``|x_i - step u_i| <= 3.1 u |x_i|``. ``u_i - hi`` is exact; ``rest`` loses at most 1e-7 per element
+   on the product and the difference with ``lo / 254``, which is at most ``1e-7 sqrt(G) <= 2.6e-5`` of a
+   step against ``||x|| >= 127`` steps. The ``1e-6 ||x||`` in its error covers both. Sums of G squares in
+   float err by ``gamma_G``, their roots by half of it; the factor ``1 + 6e-8 (G + 64)`` covers that and
+   the products. Squares that underflow belong to elements below 1e-19 of the largest.
+4. ``error`` and ``norm`` are rounded up; the op's arithmetic on the reach, underflow and overflow are as
+   there. An x with max |x| outside 1e-30 .. 1e30 is not estimated: the steps stay normal numbers. The
+   reach holds ``1e-6 ||w^|| ||x||`` too, so an estimate that overflows has an infinite one.
+
+For the k best classes: a class is out only if its upper end is below the lower ends of k others.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from exprune_cli.planning.bound import rounding_up
+from exprune_cli.planning.bound import gamma, rounding_up
 from exprune_cli.planning.chunks import known_offset
 from exprune_cli.sites import Site, SitePlan, SiteStatistics
 
@@ -141,10 +157,8 @@ def _code_rows(weight: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, n
         best = np.where(better, rest, best)
         scale = np.where(better, trial, scale)
         codes[better] = (level[better] + most + 1).astype(np.uint8)
-    terms = weight.shape[1] + 4
-    gamma = terms * _UNIT / (1 - terms * _UNIT)
     norm = np.linalg.norm((codes.astype(np.float64) - most - 1) * scale.astype(np.float64)[:, None], axis=1)
-    error = best + 2 * gamma * np.linalg.norm(clean, axis=1) + 16 * _UNIT * norm
+    error = best + 2 * gamma(weight.shape[1] + 4) * np.linalg.norm(clean, axis=1) + 16 * _UNIT * norm
     return codes, scale, np.where(coded, error, np.inf), norm
 
 

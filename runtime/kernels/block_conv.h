@@ -283,7 +283,7 @@ static void divide(BlockConvPlan& plan) {
   if (p.taps >= 16) plan.channels = min_of(plan.channels, 8);
   const bool large = p.groups * p.outputs * p.taps * static_cast<int64_t>(sizeof(float)) >= kFetchBytes;
   plan.ahead = large ? min_of(plan.channels, blocks_of(kFetchTaps, p.taps)) : 0;
-  const int64_t work = p.groups * p.taps * p.outputs * g.positions;
+  const int64_t work = times(p.groups * p.taps * p.outputs, g.positions);
   plan.outputs = p.outputs;
   plan.images = 1;
   if (c.batch < 4) {
@@ -321,7 +321,7 @@ static bool block_conv(const BlockConvCall& call, const Env& env) {
   bool done = false;
   {
     // Few taps make packing a share of the work that is worth doing once for all tasks.
-    const int64_t packed_bytes = c.batch * c.staged.groups * geometry->plane * static_cast<int64_t>(sizeof(float));
+    const int64_t packed_bytes = times(times(c.batch, c.staged.groups), geometry->plane * static_cast<int64_t>(sizeof(float)));
     const bool once = plan.output_parts > 1 && c.staged.taps <= 32 && packed_bytes <= kPackedBytes;
     const auto layout = [&](char* base) {
       Carver carver(base);

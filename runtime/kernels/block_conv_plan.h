@@ -37,8 +37,15 @@ struct Segment {
   int32_t first, count, begin, end;
 };
 
+// All that a plan depends on: two calls with an equal one share a plan.
+struct GeometryKey {
+  int64_t height, width, out_height, out_width;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+  int64_t block;
+};
+
 struct BlockGeometry {
-  int64_t height, width, out_height, out_width, block;  // what the plan was made for
+  GeometryKey key;
 
   int64_t positions;          // of an image
   int64_t block_positions;    // block, or the positions of an image if those are fewer
@@ -224,27 +231,38 @@ static inline int64_t list_segments(const int32_t* index, const BlockGeometry& g
   return count;
 }
 
+static inline GeometryKey key_of(const ConvCall& c, int64_t block) {
+  return {c.height,   c.width,    c.out_height, c.out_width,  c.kernel_h, c.kernel_w, c.stride_h,
+          c.stride_w, c.dilation_h, c.dilation_w, c.pad_top, c.pad_left, block};
+}
+
+// Floats of a plane at most: those that a tap may read of a channel, some times over. Only a reach far beyond
+// the input makes more: a kernel over almost nothing but padding.
+static inline int64_t most_plane(const ConvCall& c) {
+  const int64_t pixels = c.height * c.width + c.out_height * c.out_width;
+  return (1 << 20) + min_of(INT32_MAX, times(8 * c.staged.taps, pixels));
+}
+
+constexpr int64_t kMostSegments = 1 << 28;
+
 // A plan in one piece of memory (free() it), or null when memory is out.
 static inline BlockGeometry* make_geometry(const ConvCall& c, int64_t block) {
   const GeometryMaker maker(c);
   BlockGeometry head = {};
-  head.height = c.height;
-  head.width = c.width;
-  head.out_height = c.out_height;
-  head.out_width = c.out_width;
-  head.block = block;
+  head.key = key_of(c, block);
   head.positions = c.out_height * c.out_width;
   head.block_positions = min_of(block, head.positions);
   head.blocks = blocks_of(head.positions, head.block_positions);
   head.vectors = blocks_of(head.block_positions, kLanes);
   head.tiles = blocks_of(head.vectors, kMostVectors);
-  int64_t plane;
-  if (__builtin_mul_overflow(maker.rows * maker.row(), maker.copies * maker.phases, &plane)) return nullptr;
+  int64_t plane = times(times(maker.rows, maker.row()), maker.copies * maker.phases);
+  if (plane > most_plane(c)) return nullptr;
   // The last vector of the last block may reach past the plane's last run.
   plane = blocks_of(plane + head.vectors * kLanes, kLanes) * kLanes;
   if (plane > INT32_MAX) return nullptr;
   head.plane = plane;
   const int64_t taps = c.staged.taps, tiles = head.blocks * head.tiles;
+  if (times(tiles, taps) > kMostSegments) return nullptr;
 
   BlockGeometry* plan = nullptr;
   int32_t* index = nullptr;
@@ -277,8 +295,8 @@ static inline BlockGeometry* make_geometry(const ConvCall& c, int64_t block) {
 }
 
 static inline bool fits(const BlockGeometry& g, const ConvCall& c, int64_t block) {
-  return g.height == c.height && g.width == c.width && g.out_height == c.out_height &&
-         g.out_width == c.out_width && g.block == block;
+  const GeometryKey key = key_of(c, block);
+  return memcmp(&g.key, &key, sizeof(key)) == 0;
 }
 
 }  // namespace EXPRUNE_ISA

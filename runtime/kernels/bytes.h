@@ -90,12 +90,13 @@ struct Byte {
   static __m256i widened(__m256i sums, __m256i products) {
     return _mm256_add_epi32(sums, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
   }
-  // |x| (code - 128 with x's sign): at most 2 * 127 * 127 in 16 bits, nothing saturates.
+  // |code - 128| (x with its sign): at most 2 * 128 * 127 in 16 bits, nothing saturates. The other way round,
+  // |x| (code - 128 with x's sign), a code of 0 would have no negative.
   static Sums add8(Sums sums, Codes codes, const int8_t* x) {
-    const __m256i v = four(x), size = _mm256_abs_epi8(v);
+    const __m256i v = four(x);
     for (int i = 0; i < 2; i++) {
       const __m256i w = _mm256_xor_si256(codes.half[i], _mm256_set1_epi8(-128));
-      sums.half[i] = widened(sums.half[i], _mm256_maddubs_epi16(size, _mm256_sign_epi8(w, v)));
+      sums.half[i] = widened(sums.half[i], _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(v, w)));
     }
     return sums;
   }

@@ -120,8 +120,7 @@ struct EstimatedGemmPlan {
   // so that the stream goes on where tasks follow each other.
   static void finish_task(void* user, size_t index) {
     const EstimatedGemmPlan& plan = *static_cast<const EstimatedGemmPlan*>(user);
-    int64_t p = 0;
-    while (plan.starts[p + 1] <= static_cast<int64_t>(index)) p++;
+    const int64_t p = part_of(plan.starts, plan.passes, static_cast<int64_t>(index));
     const int64_t begin = (static_cast<int64_t>(index) - plan.starts[p]) * kFinishOutputs;
     plan.finish(p, begin, min_of(begin + kFinishOutputs, plan.listed[p]));
   }

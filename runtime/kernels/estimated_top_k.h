@@ -166,8 +166,7 @@ struct EstimatedTopKPlan {
   static void finish_task(void* user, size_t index) {
     const EstimatedTopKPlan& p = *static_cast<const EstimatedTopKPlan*>(user);
     const auto& layer = p.call->layer;
-    int64_t r = 0;
-    while (p.starts[r + 1] <= static_cast<int64_t>(index)) r++;
+    const int64_t r = part_of(p.starts, p.rows, static_cast<int64_t>(index));
     const int64_t begin = (static_cast<int64_t>(index) - p.starts[r]) * kTopKFinish;
     const int64_t end = min_of(begin + kTopKFinish, p.listed[r]);
     const int32_t* which = p.classes + r * layer.outputs;

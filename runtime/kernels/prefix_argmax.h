@@ -61,9 +61,9 @@ struct BoundInterval {
   static inline float margin(const HeadRow& row, int64_t j) {
     const Staged& p = *row.staged;
     const int64_t at = row.check * p.outputs + j;
-    const float rounding = 4.0f * kEpsilon * absolute(p.bias[j]);
-    return (p.first[at] * row.norms[row.check] + p.second[at] * row.norms[p.chunks - 1] + rounding) *
-           kRoundingUp;
+    const float rounding = offset_rounding(p.groups) * absolute(p.bias[j]) + kUnderflow;
+    const float radius = p.first[at] * row.norms[row.check] + p.second[at] * row.norms[p.chunks - 1] + rounding;
+    return sound(radius);
   }
 };
 

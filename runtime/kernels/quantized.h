@@ -170,9 +170,9 @@ static inline Estimate estimate(const Quantized& layer, int64_t n, int64_t used,
   }
   Estimate e;
   e.value = value * (at(layer.scale) * splat(row.step)) + (bias + offset);
-  const V rounding = splat(4.0f * kEpsilon) * (absolute(bias) + absolute(offset));
-  e.reach = (at(layer.error) * splat(row.norm) + at(layer.norm) * splat(row.error) + rounding) *
-            splat(kRoundingUp);
+  const V rounding = splat(offset_rounding(layer.groups)) * (absolute(bias) + absolute(offset)) + splat(kUnderflow);
+  const V radius = at(layer.error) * splat(row.norm) + at(layer.norm) * splat(row.error) + rounding;
+  e.reach = sound(radius);
   return e;
 }
 

@@ -15,6 +15,21 @@ namespace exprune {
 
 enum TestKind { kThreshold = 0, kStats = 1, kBound = 2, kTestKinds = 3 };
 
+// What the sound bounds (the Bound tests, and the quantised estimate) add to a reach for rounding; proved in
+// exprune_cli/planning/bound.py.
+//
+// Times |bias| + |offset|: what the sums of the dense layer and of ours lose on them, in any order of summation
+// over so many terms, is at most 8 u + gamma_(terms + 4), u = 2^-24. Infinite where gamma's formula ends.
+inline constexpr float kOffsetRounding = 8 * 5.9604645e-8f, kTermRounding = 8e-8f;
+inline constexpr int64_t kMostTerms = 1 << 22;
+// For numbers so small that products lose more than a share of themselves, or are flushed to zero.
+inline constexpr float kUnderflow = 1e-30f;
+// The rounding of the bound's own arithmetic.
+inline constexpr float kReachRounding = 1e-5f;
+// A reach holds 2 gamma ||w|| ||x|| and 8 u (|bias| + |offset|). From this size on the sums of the layer, in some
+// order, may leave the range of float: the reach counts as infinite, and nothing is decided.
+inline constexpr float kMostReach = 5e31f;
+
 // Where a kernel's work runs, and its working memory.
 struct Env {
   void* context;

@@ -14,8 +14,6 @@ namespace scalar {
 
 bool block_conv(const BlockConvCall& call, const Env&);  // scalar_block_conv.cpp
 
-constexpr double kEpsilon = 1.1920928955078125e-07;  // 2^-23
-
 // Weight of output n for position g of the reduction and tap t.
 static double weight(const Staged& p, int64_t n, int64_t g, int64_t t) {
   const int64_t head = p.ends[0], tail = p.groups - head;
@@ -43,9 +41,8 @@ static bool prune(const Staged& p, int64_t check, int64_t n, double sum, double 
       return mean < p.z * sqrt(sample_variance(sum, squares, k) / k);
     }
     default: {
-      const double radius = p.first[at] * sqrt(tail_squares) + p.second[at] * sqrt(all_squares) +
-                            4 * kEpsilon * (fabs(bias) + fabs(offset));
-      return sum + bias + offset + radius * (1 + 1e-5) < 0;
+      const double radius = p.first[at] * sqrt(tail_squares) + p.second[at] * sqrt(all_squares);
+      return sum + bias + offset + sound(radius, fabs(bias) + fabs(offset), p.groups * p.taps) < 0;
     }
   }
 }
@@ -150,8 +147,7 @@ struct Head {
         h = p.third[at];
       } else {
         e = sums[j] + p.bias[j];
-        h = (p.first[at] * sqrt(tail) + p.second[at] * sqrt(all) + 4 * kEpsilon * fabs(p.bias[j])) *
-            (1 + 1e-5);
+        h = sound(p.first[at] * sqrt(tail) + p.second[at] * sqrt(all), fabs(p.bias[j]), p.groups);
       }
       lower[j] = e - h;
       upper[j] = e + h;
@@ -253,6 +249,7 @@ static bool prefix_argmax(const ArgMaxCall& c, const Env& env) {
 
 static bool sparse_gemm(const SparseGemmCall& c, const Env&) {
   c.survivors[0] = 0;
+  if (c.columns == 0 && c.depth == 0) return true;  // any number of rows may have nothing in it
   for (int64_t m = 0; m < c.rows; m++) {
     const float* x = c.x + m * c.depth;
     for (int64_t k = 0; k < c.depth; k++) c.survivors[0] += !(x[k] == 0);

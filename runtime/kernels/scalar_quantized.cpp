@@ -68,8 +68,8 @@ Interval interval(const Quantized& q, int64_t n, const Row& row, double offset) 
   double sum = 0;
   for (int64_t g = 0; g < q.groups; g++) sum += level(q, n, g) * row.value(g);
   const double value = sum * q.scale[n] + q.bias[n] + offset;
-  const double rounding = 4 * 1.1920928955078125e-07 * (fabs(static_cast<double>(q.bias[n])) + fabs(offset));
-  const double reach = (q.error[n] * row.norm + q.norm[n] * row.error + rounding) * (1 + 1e-5);
+  const double magnitude = fabs(static_cast<double>(q.bias[n])) + fabs(offset);
+  const double reach = sound(q.error[n] * row.norm + q.norm[n] * row.error, magnitude, q.groups);
   return {value - reach, value + reach};
 }
 

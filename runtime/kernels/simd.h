@@ -133,5 +133,21 @@ static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
+// a b, for a, b >= 0; the largest number there is where that overflows.
+static inline int64_t times(int64_t a, int64_t b) {
+  int64_t product;
+  return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+
+// The part p with starts[p] <= index < starts[p + 1], of `parts` parts; starts ascend from 0.
+static inline int64_t part_of(const int64_t* starts, int64_t parts, int64_t index) {
+  int64_t low = 0, high = parts;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (starts[middle] <= index ? low : high) = middle;
+  }
+  return low;
+}
+
 }  // namespace EXPRUNE_ISA
 }  // namespace exprune

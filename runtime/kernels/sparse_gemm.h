@@ -100,6 +100,9 @@ struct SparseGemmPlan {
 };
 
 static bool sparse_gemm(const SparseGemmCall& call, const Env& env) {
+  call.survivors[0] = 0;
+  for (int64_t i = 0; i < call.rows * call.depth; i++) call.survivors[0] += !(call.x[i] == 0.0f);
+  if (call.rows == 0 || call.columns == 0) return true;  // any number of rows may have nothing in it
   SparseGemmPlan plan;
   plan.call = &call;
   plan.blocks = blocks_of(call.columns, kSparseColumns);
@@ -114,8 +117,6 @@ static bool sparse_gemm(const SparseGemmCall& call, const Env& env) {
   if (!scratch.data()) return false;
   layout(scratch.data());
   for (int64_t p = 0; p < plan.passes; p++) plan.list_inputs(p);
-  call.survivors[0] = 0;
-  for (int64_t i = 0; i < call.rows * call.depth; i++) call.survivors[0] += !(call.x[i] == 0.0f);
   return env.parallel(env.context, static_cast<size_t>(plan.passes * plan.blocks), SparseGemmPlan::task, &plan);
 }
 

@@ -10,8 +10,21 @@
 namespace exprune {
 namespace EXPRUNE_ISA {
 
-constexpr float kEpsilon = 1.1920929e-7f;  // 2^-23
-constexpr float kRoundingUp = 1.0f + 1e-5f;
+// The rounding of so many terms' sums, per |bias| + |offset|; see registry.h.
+static inline float offset_rounding(int64_t terms) {
+  return terms < kMostTerms ? kOffsetRounding + kTermRounding * static_cast<float>(terms + 4) : INFINITY;
+}
+
+// A reach with the rounding of its own arithmetic, or infinity where it does not stand for a bound: there a NaN
+// becomes infinite too.
+static inline float sound(float reach) {
+  const float whole = reach * (1.0f + kReachRounding);
+  return whole < kMostReach ? whole : INFINITY;
+}
+static inline V sound(V reach) {
+  const V whole = reach * splat(1.0f + kReachRounding);
+  return select(whole < splat(kMostReach), whole, splat(INFINITY));
+}
 
 // What a check knows of one output at some positions. Unused members cost nothing.
 struct Seen {
@@ -57,9 +70,10 @@ struct Bound {
   static inline I prune(const Staged& p, int64_t check, int64_t n, const Seen& seen) {
     const int64_t at = check * p.outputs + n;
     const V bias = splat(p.bias[n]);
-    const V rounding = splat(4.0f * kEpsilon) * (absolute(bias) + absolute(seen.offset));
+    const V magnitude = absolute(bias) + absolute(seen.offset);
+    const V rounding = splat(offset_rounding(p.groups * p.taps)) * magnitude + splat(kUnderflow);
     const V radius = splat(p.first[at]) * seen.tail_norm + splat(p.second[at]) * seen.norm + rounding;
-    return (seen.partial + (bias + seen.offset)) + radius * splat(kRoundingUp) < V{};
+    return (seen.partial + (bias + seen.offset)) + sound(radius) < V{};
   }
 };
 

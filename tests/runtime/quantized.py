@@ -94,7 +94,8 @@ def reach(inputs: dict[str, np.ndarray]) -> np.ndarray:
     rows = int(np.prod(x.shape[:-1]))
     step = np.abs(x).max(axis=-1, keepdims=True) / 127 / (254 if rows <= 4 else 1)
     rest = step / 2 * np.sqrt(groups) + 1e-6 * norm
-    rounding = 1e-6 * (np.abs(inputs["bias"]) + np.abs(inputs.get("offset", np.zeros(1))))
+    magnitude = np.abs(inputs["bias"]) + np.abs(inputs.get("offset", np.zeros(1)))
+    rounding = (1e-6 + 8e-8 * (groups + 4)) * magnitude + 1e-30
     return (inputs["error"] * norm + inputs["norm"] * rest + rounding) * (1 + 1e-3)
 
 
