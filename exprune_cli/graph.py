@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from exprune_cli.errors import ExpruneError
 from exprune_cli.model import Model
@@ -56,6 +57,8 @@ class ModelGraph:
         """
         self.model = model
         proto = model.proto
+        # It would print on standard output, which is for results, that it knows no bfloat16.
+        G_LOGGER.severity = G_LOGGER.CRITICAL
         try:
             self.graph: gs.Graph = OnnxImporter.import_graph(
                 proto.graph, opset=model.opset, import_domains=proto.opset_import, ir_version=proto.ir_version

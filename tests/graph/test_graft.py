@@ -178,3 +178,15 @@ def test_symbols_that_inference_made_up_are_not_declared() -> None:
         dim.dim_param for value in _stage(proto).graph.value_info for dim in value.type.tensor_type.shape.dim
     }
     assert symbols <= {"", "N"}
+
+
+def test_types_that_numpy_lacks_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """Standard output is for results."""
+    proto = build(
+        "g (float[N, 8] x) => (float[N, 12] z) { y = MatMul (x, v)\n r = Relu (y)\n z = Add (r, c)\n}",
+        {"v": (8, 12), "c": (12,)},
+    )
+    lone = onnx.TensorProto(name="lone", data_type=TensorProto.BFLOAT16, dims=[2], raw_data=bytes(4))
+    proto.graph.initializer.append(lone)
+    assert lone in _stage(proto).graph.initializer
+    assert capfd.readouterr().out == ""

@@ -6,9 +6,6 @@ Conv -> ReLU layers in the main graph.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,40 +14,20 @@ import onnxruntime as ort
 import pytest
 
 from exprune_cli import api
-
-WHEEL = "silero-vad==6.2.3"
+from tests.pypi_models.silero import silero_feeds, silero_files
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The package's ONNX files by name; its dependencies are not wanted."""
-    folder = tmp_path_factory.mktemp("silero")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"{WHEEL} cannot be downloaded here")
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
-        archive.extractall(folder)
-    found = {path.stem: path for path in sorted(folder.rglob("*.onnx"))}
-    assert len(found) >= 4
-    return found
+    """The package's ONNX files by name."""
+    return silero_files(tmp_path_factory.mktemp("silero"))
 
 
 def _outputs(path: Path) -> list[np.ndarray]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    rng = np.random.default_rng(0)
-    feeds = {}
-    for value in session.get_inputs():
-        if "int64" in value.type:
-            feeds[value.name] = np.array(16000, np.int64)
-            continue
-        sizes = {"input": [1, 576], "state": [2, 1, 128], "h": [1, 1, 128], "c": [1, 1, 128]}
-        declared = [d if isinstance(d, int) else None for d in value.shape]
-        shape = [d if d else s for d, s in zip(declared, sizes[value.name], strict=False)]
-        feeds[value.name] = (0.1 * rng.standard_normal(shape)).astype(np.float32)
-    return session.run(None, feeds)
+    return session.run(None, silero_feeds(path))
 
 
 @pytest.mark.parametrize("name", ["silero_vad", "silero_vad_op18_ifless"])
