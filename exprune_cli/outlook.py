@@ -154,6 +154,9 @@ def summarise(
     dense = [site.flops_dense for site in ready if site.flops_dense is not None]
     share = sum(dense) / total if total and len(dense) == len(ready) else None
 
+    weights = sum(site.weights or 0 for site in sites)
+    weights_share = sum(site.weights or 0 for site in ready) / weights if weights else None
+
     def reduction(name: str) -> float | None:
         saved = 0.0
         for site in ready:
@@ -164,15 +167,17 @@ def summarise(
         return saved / total if total and samples is not None else None
 
     limit, expected = reduction("flops_limit"), reduction("flops_expected")
-    findings, needs = _sentences(ready, share, refusals, samples, expected)
-    return Outlook(
-        "weights" if samples is None else "data", samples, len(ready), share, limit, expected, findings, needs
-    )
+    part = f"{share:.0%} of the model's work" if share is not None else None
+    if part is None and weights_share is not None:
+        part = f"{weights_share:.0%} of the layers' weights"
+    findings, needs = _sentences(ready, part, refusals, samples, expected)
+    basis = "weights" if samples is None else "data"
+    return Outlook(basis, samples, len(ready), share, weights_share, limit, expected, findings, needs)
 
 
 def _sentences(
     ready: Sequence[SiteReport],
-    share: float | None,
+    part: str | None,
     refusals: Sequence[RefusalGroup],
     samples: int | None,
     expected: float | None,
@@ -183,8 +188,8 @@ def _sentences(
     open_ = sum(outlook.lossless is None for outlook in outlooks)
     if not ready:
         findings.append("no place was found where work could be skipped")
-    elif share is not None:
-        findings.append(f"{_count(len(ready), 'site')} with {share:.0%} of the model's work can be staged")
+    else:
+        findings.append(f"{_count(len(ready), 'site')} with {part or 'an unknown share'} can be staged")
     if sure:
         findings.append(
             f"{_count(sure, 'site')} should be faster losslessly, without any data: about a fifth to a half of "
@@ -193,6 +198,12 @@ def _sentences(
     if samples is None and open_:
         findings.append(
             f"for {_count(open_, 'more site' if sure else 'site')} it depends on how many zeros the ReLUs make"
+        )
+    convs = sum(site.flops_dense or 0 for site in ready if site.op == "Conv")
+    if convs > 0.5 * sum(site.flops_dense or 0 for site in ready):
+        findings.append(
+            "most of it is in convolutions, which save FLOPs sooner than time: optimize times each site and keeps "
+            "what is faster here, --objective flops keeps all"
         )
     if ready and samples is None:
         needs.append(

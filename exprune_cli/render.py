@@ -32,14 +32,10 @@ def to_json(report: Report, **extra: object) -> str:
 
 
 def to_html(report: Report) -> str:
-    """One self-contained page, light or dark as the reader's system is."""
-    import jinja2
+    """One self-contained page, see :mod:`exprune_cli.page`."""
+    from exprune_cli.page import render_page
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("exprune_cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"amount": amount, "percent": percent, "number": number, "time": duration_ms}
-    return environment.get_template("report.html").render(report=report, headline=headline(report))
+    return render_page(report)
 
 
 def to_table(report: Report, stream: TextIO | None = None) -> str:

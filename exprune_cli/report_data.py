@@ -62,7 +62,8 @@ class Outlook:
         basis: ``weights``, or ``data`` where activations were looked at.
         samples: Samples that were looked at; None without data.
         sites: Places that can be staged.
-        share: Their share of the model's FLOPs.
+        share: Their share of the model's FLOPs; None if unknown.
+        weights_share: Their share of the linear operators' weights.
         reduction_limit: Share of the model's FLOPs that could be skipped at most; None where unknown.
         reduction_expected: Share that is expected to be, at a small loss; None where unknown.
         findings: What was found, in sentences.
@@ -73,6 +74,7 @@ class Outlook:
     samples: int | None
     sites: int
     share: float | None
+    weights_share: float | None
     reduction_limit: float | None
     reduction_expected: float | None
     findings: list[str]
@@ -190,6 +192,8 @@ class SiteReport:
             finishes what they left open. None where dense or unknown.
         spread: Of ``pruned`` over single runs; None where it was not measured.
         outlook: What it could bring, for a site of a model that is not optimised.
+        weights: Entries of its constant weight, whose multiply-accumulates every row or position takes;
+            None where the weight is computed.
     """
 
     name: str
@@ -208,6 +212,7 @@ class SiteReport:
     flops_estimate: float | None = None
     spread: Spread | None = None
     outlook: SiteOutlook | None = None
+    weights: int | None = None
 
 
 @dataclass
@@ -319,6 +324,8 @@ class Report:
         outlook: What could be gained; None for an optimised model.
         origin: How the file was made; None for a model that is not optimised.
         environment: What made this report; None where that is not known.
+        baseline: Path of the baseline, as it was given; None without one in a file.
+        data: Path of the samples, as it was given; None without any in files.
         schema_version: Of the JSON object.
     """
 
@@ -337,6 +344,8 @@ class Report:
     outlook: Outlook | None = None
     origin: Origin | None = None
     environment: Environment | None = None
+    baseline: str | None = None
+    data: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,12 @@ def build_report(
         report.notes += memory_notes(record)
     if record is not None and record.certificate:
         report.certificate = Certificate(**_known_fields(Certificate, record.certificate))
+    weights = _weights(proto)
+    sizes = (
+        {s.name: (s.outputs or 0) * (s.groups or 0) * (s.taps or 0) for s in record.sites} if record else {}
+    )
+    for site in report.sites:
+        site.weights = sizes.get(site.name) or weights.get(site.name)
     report.refusals = refusal_groups(report.sites, totals.flops_dense)
     if record is not None:
         report.alternatives = [Alternative(**_known_fields(Alternative, point)) for point in record.tried]
@@ -167,6 +174,18 @@ def _sites_of_match(model: Model, matches: Matches) -> list[SiteReport]:
     ]
     position = {name: index for index, name in enumerate(_outputs_by_name(model.proto))}
     return sorted(sites, key=lambda site: position.get(site.name, len(position)))
+
+
+def _weights(proto: onnx.ModelProto) -> dict[str, int]:
+    """Entries of the constant weights, by the name that sites have."""
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in proto.graph.initializer}
+    found = {}
+    for node in proto.graph.node:
+        if node.domain in ("", "ai.onnx") and len(node.input) > 1:
+            size = max((sizes.get(name, 0) for name in node.input[:2]), default=0)
+            if size:
+                found[node.name or next((name for name in node.output if name), "")] = size
+    return found
 
 
 def _outputs_by_name(proto: onnx.ModelProto) -> dict[str, str]:
