@@ -279,8 +279,8 @@ def report(
         if problem is not None:
             result.notes.append(f"what could be gained is said from the weights alone: {problem}")
         check_certificate(result, record, measured)
-    result.baseline = os.fspath(baseline) if baseline is not None else None
-    result.data = os.fspath(data) if data is not None else None
+    result.baseline = os.fspath(baseline) if isinstance(baseline, (str, os.PathLike)) else None
+    result.data = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
     if dense is not None and record is not None and dense.sha256 != record.source_sha256:
         names = dense.path or "the baseline", loaded.path or "the model"
         result.notes.append(f"{names[0]} is not the file that {names[1]} was made from")

@@ -174,3 +174,16 @@ def test_settled_sites_stay_what_they_became():
     job = _Job(model, matches, None, None, None, latency=True)
     job.settled = {site.name: dense(site, "slower here")}
     assert _faster(job, {site.name: plan_quantized(site)})[site.name] is job.settled[site.name]
+
+
+def test_sizes_of_one_name_are_equal_in_random_inputs():
+    """The batch of a cache may be its second axis."""
+    proto = build(
+        "g (float[B, 1] t, float[3, B, P] cache, float[Q, P] other) => (float[B, 1] y) { y = Relu (t) }", {}
+    )
+    (feed,) = random_feeds(load(proto), 5, 0, 1)
+    assert {name: value.shape for name, value in feed.items()} == {
+        "t": (5, 1),
+        "cache": (3, 5, 16),
+        "other": (5, 16),
+    }
