@@ -22,6 +22,7 @@ With labels, from a generator, and measured:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
