@@ -1,0 +1,1 @@
+"""Pages and pictures that are made from the sources while the documentation is built."""

@@ -1,0 +1,176 @@
+"""Reference pages: the commands' help, the rules' and modules' docstrings, the ops' functions, the schema."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import docutils.core
+import onnx
+from docutils.parsers.rst import roles
+
+import exprune_cli
+from exprune_cli.cli import exprune
+from exprune_cli.functions import DOMAIN, MIN_OPSET, OPS, function_proto
+from exprune_cli.rules import RULES
+
+#: The opset that the ops' bodies are shown in.
+_OPSET = 17
+_FAMILIES = ("gemm", "conv", "argmax", "sparse", "quantized", "low_rank")
+
+
+def all_pages() -> dict[str, str]:
+    """Markdown by the page's name."""
+    makers: dict[str, Callable[[], str]] = {
+        "commands": commands,
+        "python": python,
+        "data": data,
+        "json": schema,
+        "rules": rules,
+        "ops": ops,
+    }
+    return {name: make() for name, make in makers.items()}
+
+
+def commands() -> str:
+    """What ``-h`` prints, for every command."""
+    parts = ["# Commands\n\nWhat `-h` prints. Results go to standard output, messages to standard error."]
+    parts.append(
+        "| exit code | meaning |\n| --: | --- |\n"
+        "| 0 | done, also where there was nothing to stage |\n"
+        "| 1 | a gate failed: `--max-drop` cannot be met, or cannot be certified |\n"
+        "| 2 | wrong usage |\n| 3 | bad model or data |\n| 130 | interrupted |"
+    )
+    for command in (exprune, *exprune.commands.values()):
+        name = "exprune" if command is exprune else f"exprune {command.name}"
+        context = click.Context(command, info_name=name, max_content_width=80, terminal_width=80)
+        parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def python() -> str:
+    """The public names of the package, by mkdocstrings."""
+    parts = ["# Python\n\nWhat `import exprune_cli` offers. The commands are thin layers over it."]
+    parts += [f"::: exprune_cli.{name}" for name in sorted(exprune_cli.__all__)]
+    return "\n\n".join(parts) + "\n"
+
+
+def data() -> str:
+    """Samples and metrics, from the docstrings of the modules that read them."""
+    layout, metrics = (importlib.import_module(f"exprune_cli.{name}") for name in ("data", "metrics"))
+    parts = ["# Samples and metrics", "## Samples (`--data`)", _html(layout), "## Metrics (`--metric`)"]
+    return "\n\n".join([*parts, _html(metrics)]) + "\n"
+
+
+def rules() -> str:
+    """The rules in the order they are tried, each with its docstring."""
+    parts = [
+        "# Rules",
+        "A rule knows one pattern: what stands there before, what takes its place, and why that is the same. "
+        "They are tried in this order; the first that fits takes the site. "
+        "Why a rule refuses an operator stands under [messages](messages.md#why-an-operator-stays-dense).",
+    ]
+    for rule in RULES:
+        path = Path(inspect.getfile(rule)).name
+        parts += [f"## {rule.NAME}", f"`rules/{path}`", _html(rule)]
+    return "\n\n".join(parts) + "\n"
+
+
+def ops() -> str:
+    """The staged operators: inputs, outputs, attributes and the body in standard ONNX."""
+    parts = [
+        "# Operators",
+        f"The operators of the domain `{DOMAIN}`, version 1. A staged file holds the body of each that it "
+        f"uses as a model-local function, in the file's own opset ({MIN_OPSET} or newer; shown: {_OPSET}). "
+        "Where the [runtime](../deploy.md) is registered its kernels run instead.",
+        "`N` outputs, `G` reduction groups, `S` checks, `C = S + 1` chunks. `survivors` counts the outputs that "
+        "were still undecided after each check: reports measure with it.",
+    ]
+    for family in _FAMILIES:
+        module = importlib.import_module(f"exprune_cli.functions.{family}")
+        parts += [f"## {_summary(module)}", _html(module, skip_title=True)]
+        for op in OPS:
+            if op in module.FUNCTIONS:
+                parts += _op(function_proto(op, _OPSET))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _op(function: onnx.FunctionProto) -> Iterator[str]:
+    yield f"### {function.name}"
+    yield function.doc_string
+    rows = [("inputs", function.input), ("outputs", function.output)]
+    rows.append(("attributes", [_attribute(a) for a in function.attribute_proto] + list(function.attribute)))
+    table = "\n".join(f"| {kind} | {', '.join(f'`{n}`' for n in names)} |" for kind, names in rows if names)
+    yield f"| | |\n| --- | --- |\n{table}"
+    body = onnx.printer.to_text(function).strip()
+    yield f'??? note "Body"\n\n    ```text\n{_indented(body)}\n    ```'
+
+
+def _attribute(attribute: onnx.AttributeProto) -> str:
+    return f"{attribute.name} = {onnx.helper.get_attribute_value(attribute)}"
+
+
+def schema() -> str:
+    """The JSON report's keys, and its schema."""
+    text = (Path(exprune_cli.__file__).parent / "report.schema.json").read_text(encoding="utf-8")
+    content = json.loads(text)
+    parts = [
+        "# JSON report",
+        content["description"],
+        "The schema is the file `report.schema.json` of the package; the tests check reports against it.",
+        "| key | type | meaning |\n| --- | --- | --- |\n" + "\n".join(_keys(content, "", content)),
+        f'??? note "Schema"\n\n    ```json\n{_indented(text.strip())}\n    ```',
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _keys(node: dict[str, Any], prefix: str, root: dict[str, Any]) -> Iterator[str]:
+    for key, value in node.get("properties", {}).items():
+        value = _resolved(value, root)
+        kind = value.get("type", "")
+        kind = " or ".join(kind) if isinstance(kind, list) else kind or json.dumps(value.get("const", ""))
+        name = f"{prefix}{key}"
+        yield f"| `{name}` | {kind} | {value.get('description', '')} |"
+        yield from _keys(value, f"{name}.", root)
+        if "items" in value:
+            yield from _keys(_resolved(value["items"], root), f"{name}[].", root)
+
+
+def _resolved(value: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    for choice in (value, *value.get("anyOf", ()), *value.get("oneOf", ())):
+        if "$ref" in choice:
+            found: Any = root
+            for step in choice["$ref"].removeprefix("#/").split("/"):
+                found = found[step]
+            return {**found, **{k: v for k, v in value.items() if k == "description"}}
+    return value
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}".rstrip() for line in text.splitlines())
+
+
+def _summary(module: ModuleType) -> str:
+    return (module.__doc__ or "").splitlines()[0].rstrip(".")
+
+
+def _html(module: ModuleType, *, skip_title: bool = False) -> str:
+    """A module's docstring, which is reStructuredText, as HTML."""
+    for role in ("mod", "class", "func", "data", "attr", "meth"):
+        roles.register_generic_role(role, docutils.nodes.literal)
+    text = inspect.cleandoc(module.__doc__ or "")
+    if skip_title:
+        text = text.partition("\n")[2].strip()
+    if not text:
+        return ""
+    # Markdown would take a line break in a code span for its own; docutils' blank lines end HTML blocks.
+    settings = {"report_level": 2, "halt_level": 2, "initial_header_level": 3}
+    parts = docutils.core.publish_parts(text, writer="html5", settings_overrides=settings)
+    body = "\n".join(line for line in parts["body"].splitlines() if line.strip())
+    return f'<div class="docstring" markdown="0">\n{body}\n</div>'
