@@ -32,8 +32,10 @@ def page() -> str:
     found = list(_all())
     parts = [
         "# Messages",
-        "Every message of the sources: what stands in ⟨⟩ is filled in. "
-        "What to do about the frequent ones is under [troubleshooting](../troubleshooting.md).",
+        (
+            "Every message of the sources: what stands in ⟨⟩ is filled in. "
+            "What to do about the frequent ones is under [troubleshooting](../troubleshooting.md)."
+        ),
     ]
     for name, title in (
         ("GateError", "Exit code 1: a gate failed"),

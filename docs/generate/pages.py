@@ -5,20 +5,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import click
-import docutils.core
 import onnx
-from docutils.parsers.rst import roles
+from exprune_cli.rules import RULES
 
 import exprune_cli
 from exprune_cli.cli import exprune
 from exprune_cli.functions import DOMAIN, MIN_OPSET, OPS, function_proto
-from exprune_cli.rules import RULES
 
 #: The opset that the ops' bodies are shown in.
 _OPSET = 17
@@ -64,21 +63,23 @@ def python() -> str:
 def data() -> str:
     """Samples and metrics, from the docstrings of the modules that read them."""
     layout, metrics = (importlib.import_module(f"exprune_cli.{name}") for name in ("data", "metrics"))
-    parts = ["# Samples and metrics", "## Samples (`--data`)", _html(layout), "## Metrics (`--metric`)"]
-    return "\n\n".join([*parts, _html(metrics)]) + "\n"
+    parts = ["# Samples and metrics", "## Samples (`--data`)", _text(layout), "## Metrics (`--metric`)"]
+    return "\n\n".join([*parts, _text(metrics)]) + "\n"
 
 
 def rules() -> str:
     """The rules in the order they are tried, each with its docstring."""
     parts = [
         "# Rules",
-        "A rule knows one pattern: what stands there before, what takes its place, and why that is the same. "
-        "They are tried in this order; the first that fits takes the site. "
-        "Why a rule refuses an operator stands under [messages](messages.md#why-an-operator-stays-dense).",
+        (
+            "A rule knows one pattern: what stands there before, what takes its place, and why that is the same. "
+            "They are tried in this order; the first that fits takes the site. "
+            "Why a rule refuses an operator stands under [messages](messages.md#why-an-operator-stays-dense)."
+        ),
     ]
     for rule in RULES:
         path = Path(inspect.getfile(rule)).name
-        parts += [f"## {rule.NAME}", f"`rules/{path}`", _html(rule)]
+        parts += [f"## {rule.NAME}", f"`rules/{path}`", _text(rule)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -86,15 +87,19 @@ def ops() -> str:
     """The staged operators: inputs, outputs, attributes and the body in standard ONNX."""
     parts = [
         "# Operators",
-        f"The operators of the domain `{DOMAIN}`, version 1. A staged file holds the body of each that it "
-        f"uses as a model-local function, in the file's own opset ({MIN_OPSET} or newer; shown: {_OPSET}). "
-        "Where the [runtime](../deploy.md) is registered its kernels run instead.",
-        "`N` outputs, `G` reduction groups, `S` checks, `C = S + 1` chunks. `survivors` counts the outputs that "
-        "were still undecided after each check: reports measure with it.",
+        (
+            f"The operators of the domain `{DOMAIN}`, version 1. A staged file holds the body of each that it "
+            f"uses as a model-local function, in the file's own opset ({MIN_OPSET} or newer; shown: {_OPSET}). "
+            "Where the [runtime](../deploy.md) is registered its kernels run instead."
+        ),
+        (
+            "`N` outputs, `G` reduction groups, `S` checks, `C = S + 1` chunks. `survivors` counts the outputs that "
+            "were still undecided after each check: reports measure with it."
+        ),
     ]
     for family in _FAMILIES:
         module = importlib.import_module(f"exprune_cli.functions.{family}")
-        parts += [f"## {_summary(module)}", _html(module, skip_title=True)]
+        parts += [f"## {_summary(module)}", _text(module, skip_title=True)]
         for op in OPS:
             if op in module.FUNCTIONS:
                 parts += _op(function_proto(op, _OPSET))
@@ -160,17 +165,41 @@ def _summary(module: ModuleType) -> str:
     return (module.__doc__ or "").splitlines()[0].rstrip(".")
 
 
-def _html(module: ModuleType, *, skip_title: bool = False) -> str:
-    """A module's docstring, which is reStructuredText, as HTML."""
-    for role in ("mod", "class", "func", "data", "attr", "meth"):
-        roles.register_generic_role(role, docutils.nodes.literal)
+def _text(module: ModuleType, *, skip_title: bool = False) -> str:
+    """A module's docstring as Markdown: tables and literal blocks as they are, roles as code."""
     text = inspect.cleandoc(module.__doc__ or "")
     if skip_title:
         text = text.partition("\n")[2].strip()
-    if not text:
-        return ""
-    # Markdown would take a line break in a code span for its own; docutils' blank lines end HTML blocks.
-    settings = {"report_level": 2, "halt_level": 2, "initial_header_level": 3}
-    parts = docutils.core.publish_parts(text, writer="html5", settings_overrides=settings)
-    body = "\n".join(line for line in parts["body"].splitlines() if line.strip())
-    return f'<div class="docstring" markdown="0">\n{body}\n</div>'
+    return "\n\n".join(_block(block) for block in _blocks(text))
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Paragraphs; a table is one, and so is a literal block with what announces it."""
+    held: list[str] = []
+    for block in re.split(r"\n\n+", text):
+        if held and block.startswith("    "):
+            held.append(block)
+            continue
+        if held:
+            yield "\n\n".join(held)
+        held = []
+        if block.endswith("::"):
+            held = [block]
+        else:
+            yield block
+    if held:
+        yield "\n\n".join(held)
+
+
+def _block(block: str) -> str:
+    if block.startswith("==="):
+        return f"```text\n{block}\n```"
+    head, colons, body = block.partition("::\n\n")
+    if colons:
+        return f"{_roles(head)}:\n\n```text\n{inspect.cleandoc(body)}\n```"
+    # A term with an indented explanation below it.
+    return re.sub(r"^(\S.*)\n {4}(?=\S)", r"\n\1\n:   ", _roles(block), flags=re.MULTILINE).strip()
+
+
+def _roles(text: str) -> str:
+    return re.sub(r":\w+:`[~.]*([^`]+)`", lambda found: f"`{found[1].rpartition('.')[2]}`", text)

@@ -87,11 +87,15 @@ def _bound(axes: Axes) -> None:
     for index in range(28):
         clear = estimate[index] + reach[index] < 0
         colour = _PRUNED if clear else _DONE
-        axes.plot([index, index], [estimate[index] - reach[index], estimate[index] + reach[index]], color=colour)
+        axes.plot(
+            [index, index], [estimate[index] - reach[index], estimate[index] + reach[index]], color=colour
+        )
         axes.plot(index, estimate[index], marker="o", markersize=3, color=colour)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="outputs", ylabel="integer estimate ± bound", xticks=[])
-    axes.set_title("wholly below 0: the ReLU's zero is proven (grey). The rest is computed exactly", fontsize=10)
+    axes.set_title(
+        "wholly below 0: the ReLU's zero is proven (grey). The rest is computed exactly", fontsize=10
+    )
 
 
 def _head(axes: Axes) -> None:
@@ -101,7 +105,9 @@ def _head(axes: Axes) -> None:
     best = (estimate - reach).max()
     for index in range(40):
         colour = _DONE if estimate[index] + reach[index] >= best else _PRUNED
-        axes.plot([index, index], [estimate[index] - reach[index], estimate[index] + reach[index]], color=colour)
+        axes.plot(
+            [index, index], [estimate[index] - reach[index], estimate[index] + reach[index]], color=colour
+        )
     axes.axhline(best, color=_LIMIT, linewidth=1.2)
     axes.set(xlabel="classes", ylabel="score: between these", xticks=[])
     axes.set_title("classes that cannot reach the best lower end (orange) are out: grey", fontsize=10)
