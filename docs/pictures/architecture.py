@@ -17,12 +17,12 @@ TARGET = ROOT / "docs" / "contribute" / "architecture.svg"
 #: The parts, and the modules of each; a package stands for its modules.
 PARTS = {
     "commands": ("__main__", "cli", "commands"),
-    "Python API": ("api",),
+    "Python API": ("api", "arguments", "results"),
     "pipeline": ("pipeline", "never_slower", "block_plans"),
     "search": ("search", "sensitivity"),
     "certify": ("certify",),
-    "report": ("reporting",),
-    "output": ("render",),
+    "report": ("reporting", "outlook", "recheck"),
+    "output": ("render", "notebook", "advice"),
     "measure": ("measure", "counting", "timing", "metrics"),
     "observe": ("observe", "observe_blocks", "calibration", "sampling"),
     "match": ("match", "top_k"),
@@ -36,7 +36,7 @@ PARTS = {
     "samples": ("data",),
     "graph": ("graph", "shapes", "dense_layer"),
     "files": ("model", "protobuf", "record", "paths"),
-    "plain data": (PACKAGE, "sites", "report_data", "staged_nodes", "errors", "progress"),
+    "plain data": (PACKAGE, "sites", "report_data", "staged_nodes", "distribution", "errors", "progress"),
 }
 
 _WIDTH, _HEIGHT, _GAP, _ROW = 150, 62, 20, 104

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -12,6 +13,7 @@ PACKAGE = "exprune_cli"
 Graph = dict[str, set[str]]
 
 
+@cache
 def import_graph() -> Graph:
     """What every module imports of the package, by names without the package's own (``planning.relu``).
 

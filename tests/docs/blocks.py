@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,12 @@ from textwrap import dedent
 import click
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
 
 from exprune_cli.cli import exprune
 
 ROOT = Path(__file__).parents[2]
+_CLASSES = 32
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(
     r"(?:<!-- (?P<mark>[^>]*?) -->\n)?^(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)^ *```$",
@@ -105,39 +106,39 @@ def problem(words: list[str]) -> str | None:
 
 def fill_sandbox(folder: Path) -> None:
     """Puts in a folder what the pages speak of: a model, samples, and the repository's folders."""
-    for name in ("sample_models", "examples", "docs", "rules", "exprune_cli", "runtime"):
+    for name in ("sample_models", "examples", "rules", "exprune_cli", "runtime"):
         (folder / name).symlink_to(ROOT / name)
-    model = _model()
+    shutil.copytree(ROOT / "docs", folder / "docs")  # there are blocks that write into it
+    kinds = np.random.default_rng(9).standard_normal((_CLASSES, 1, 32, 32)).astype(np.float32)
+    model = _model(kinds)
     onnx.save(model, folder / "model.onnx")
-    scores = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for name, first, parts in (("samples", 0, 4), ("held_out_samples", 4, 2)):
         (folder / name).mkdir()
         for part in range(parts):
-            images = np.random.default_rng(first + part).standard_normal((250, 1, 32, 32)).astype(np.float32)
-            label = scores.run(None, {"image": images})[0].argmax(axis=1)
+            rng = np.random.default_rng(first + part)
+            label = rng.integers(_CLASSES, size=250)
+            images = kinds[label] + rng.standard_normal((250, 1, 32, 32)).astype(np.float32)
             np.savez(folder / name / f"part{part}.npz", image=images, label=label)
 
 
-def _model() -> onnx.ModelProto:
-    """Two hidden layers of which few outputs are alive, and scores ``logits``."""
+def _model(kinds: np.ndarray) -> onnx.ModelProto:
+    """Two hidden layers of which few outputs are alive, and scores ``logits`` of the kinds of images."""
     rng = np.random.default_rng(0)
-    sizes = (1024, 96, 96, 32)
     nodes = [helper.make_node("Flatten", ["image"], ["h0"])]
-    weights = []
-    for index in range(3):
-        shape = sizes[index + 1], sizes[index]
-        values = (rng.standard_normal(shape) / np.sqrt(sizes[index])).astype(np.float32)
-        bias = np.full(shape[0], -0.5 if index < 2 else 0, np.float32)
-        weights += [numpy_helper.from_array(values, f"w{index}"), numpy_helper.from_array(bias, f"b{index}")]
-        last = index == 2
-        name = "head" if last else f"hidden{index + 1}"
-        output = "logits" if last else f"s{index}"
-        nodes.append(
-            helper.make_node("Gemm", [f"h{index}", f"w{index}", f"b{index}"], [output], name, transB=1)
-        )
-        if not last:
-            nodes.append(helper.make_node("Relu", [output], [f"h{index + 1}"]))
-    inputs = [helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["N", 1, 32, 32])]
-    outputs = [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", 32])]
-    graph = helper.make_graph(nodes, "documented", inputs, outputs, weights)
+    arrays: dict[str, np.ndarray] = {}
+    values = kinds.reshape(_CLASSES, -1)
+    for index in range(2):
+        width = values.shape[1]
+        weight = (rng.standard_normal((192, width)) / np.sqrt(width)).astype(np.float32)
+        values = np.maximum(values @ weight.T - 0.3, 0)
+        arrays |= {f"w{index}": weight, f"b{index}": np.full(192, -0.3, np.float32)}
+        inputs = [f"h{index}", f"w{index}", f"b{index}"]
+        nodes.append(helper.make_node("Gemm", inputs, [f"s{index}"], f"hidden{index + 1}", transB=1))
+        nodes.append(helper.make_node("Relu", [f"s{index}"], [f"h{index + 1}"]))
+    arrays["w2"] = values / np.linalg.norm(values, axis=1, keepdims=True)
+    nodes.append(helper.make_node("Gemm", ["h2", "w2"], ["logits"], "head", transB=1))
+    weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    images = [helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["N", 1, 32, 32])]
+    scores = [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", _CLASSES])]
+    graph = helper.make_graph(nodes, "documented", images, scores, weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
