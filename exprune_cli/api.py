@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Literal
 from exprune_cli.arguments import as_calibration, calibration_of, check_optimize, open_unseen, paths
 from exprune_cli.errors import ExpruneError, UsageError
 from exprune_cli.paths import PathLike, check_output, external_files
+from exprune_cli.progress import begin, counting
 
 if TYPE_CHECKING:
     import onnx
@@ -86,6 +87,7 @@ def calibrate(
     from exprune_cli.observe import observe
     from exprune_cli.results import Calibration, widen
 
+    begin(progress, "loading")
     loaded = load(model)
     samples = open_data(data, loaded.proto)
     if max_samples is not None and max_samples < len(samples):
@@ -96,7 +98,7 @@ def calibrate(
         samples,
         seed=seed,
         batch_size=batch_size,
-        progress=progress.counter("calibrating") if progress is not None else None,
+        progress=counting(progress, "calibrating", len(samples)),
     )
     calibration = widen(Calibration, found)
     if output is not None:
@@ -190,6 +192,7 @@ def optimize(
     from exprune_cli.model import load
     from exprune_cli.pipeline import optimize_model
 
+    begin(progress, "loading")
     model = load(input)
     if output is not None and model.external:
         assert model.path is not None  # bytes and protos have no files beside them
@@ -214,6 +217,7 @@ def optimize(
         progress=progress,
     )
     original = input if isinstance(input, bytes) else None
+    begin(progress, "saving")
     return _finish(model, original, done.proto, done.record, done.staged, None if dry_run else output)
 
 
@@ -249,6 +253,7 @@ def report(
     from exprune_cli.results import Report, widen
     from exprune_cli.top_k import with_top_k
 
+    begin(progress, "loading")
     loaded = load(model)
     record = read_record(loaded.proto)
     dense = load(baseline) if baseline is not None else None
@@ -256,6 +261,7 @@ def report(
         dense = with_top_k(dense, record.top_k if record is not None else {})
         check_interface(loaded.proto, dense.proto)
     if data is None:
+        begin(progress, "looking for sites")
         result = build_report(loaded)
     else:
         from exprune_cli.data import open_data

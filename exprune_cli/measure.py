@@ -61,6 +61,7 @@ def measure(
     use_runtime: bool = True,
     any_metric: bool = False,
     spread_over: int = 0,
+    stage: str = "measuring",
 ) -> Measurement:
     """Runs a model, and its baseline if there is one, over a data set.
 
@@ -79,6 +80,7 @@ def measure(
         any_metric: Where labels fit no output and no ``metric`` is given, measure the agreement
             instead of failing, or nothing without a baseline.
         spread_over: Samples, at most, that are run once more, one at a time, for how pruning is spread.
+        stage: What progress is called.
 
     Raises:
         ExpruneError: The models' interfaces differ, or a model fails on a sample.
@@ -95,7 +97,7 @@ def measure(
 
     scorer: Scorer | None = Scorer(proto, data, metric, baseline=baseline is not None)
     if progress is not None:
-        progress.stage("measuring", len(data))
+        progress.stage(stage, len(data))
     for batch in data.batches(batch_size or _fitting_batch(data)):
         values = run(session, batch.feeds, batch.where, [*outputs, *counter.survivor_names])
         counter.add(batch.feeds, values[len(outputs) :], batch.count, batch.where)
@@ -261,6 +263,7 @@ def latency(
     max_seconds: float = 20.0,
     use_runtime: bool = True,
     progress: Progress | None = None,
+    stage: str = "timing",
 ) -> Latency:
     """Times two models in turn: A B, then B A, on every input, for several rounds.
 
@@ -279,6 +282,7 @@ def latency(
         max_seconds: Stops after the round in which this time is over.
         use_runtime: Whether staged sites run natively, if the runtime is there.
         progress: Where progress is shown.
+        stage: What it is called there.
 
     Raises:
         ExpruneError: A model fails on an input, or there is none.
@@ -297,7 +301,7 @@ def latency(
             side.time()
     total = max(rounds, -(-min_runs // len(feeds)))
     if progress is not None:
-        progress.stage("timing", total)
+        progress.stage(stage, total)
     times: list[list[float]] = [[] for _ in sides]
     start = time.perf_counter()
     for turn in range(total):

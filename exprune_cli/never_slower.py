@@ -208,9 +208,21 @@ def expected_faster(site: Site, plan: SitePlan) -> bool:
     return 0.25 + (1 - plan.pruned[0]) <= _EXPECTED_BYTES
 
 
-def is_faster(model: Model, proto: onnx.ModelProto, feeds: Sequence[Feeds]) -> float:
+def is_faster(
+    model: Model, proto: onnx.ModelProto, feeds: Sequence[Feeds], progress: Progress | None = None
+) -> float:
     """Speed-up of the whole staged model on these inputs, one thread."""
-    times = latency(model.proto, proto, feeds, 1, rounds=3, min_runs=20, max_seconds=10.0)
+    times = latency(
+        model.proto,
+        proto,
+        feeds,
+        1,
+        rounds=3,
+        min_runs=20,
+        max_seconds=10.0,
+        progress=progress,
+        stage="timing the whole model",
+    )
     assert times.speedup is not None
     return times.speedup
 

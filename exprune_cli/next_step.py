@@ -108,9 +108,7 @@ def after_calibrate(model: str, calibration: str) -> NextStep:
     )
 
 
-def after_optimize(
-    source: str, output: str, data: str | None, *, staged: bool, dry_run: bool, lossless: bool
-) -> NextStep:
+def after_optimize(source: str, output: str, data: str | None, *, staged: bool, dry_run: bool) -> NextStep:
     """What to do after a model was optimised, or was not.
 
     Args:
@@ -119,15 +117,9 @@ def after_optimize(
         data: The ``--data`` that was given.
         staged: Whether anything was staged.
         dry_run: Whether nothing was written.
-        lossless: Whether the objective was speed, without loss.
     """
     options = ["--data", data] if data else []
     if not staged:
-        if lossless and data is None:
-            return NextStep(
-                "more may be skipped with samples, or for FLOPs alone (--objective flops); what there is:",
-                command_line("exprune", "report", source),
-            )
         return NextStep(None, command_line("exprune", "report", source, *options))
     if dry_run:
         return NextStep(None, None)

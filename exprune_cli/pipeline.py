@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from exprune_cli.planning.blocks import can_be_blocks, exact_plan
 from exprune_cli.planning.planner import BUDGETS, plan
 from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.planning.relu import dense
+from exprune_cli.progress import begin, counting
 from exprune_cli.record import Record, SiteRecord, write_record
 from exprune_cli.rewrite import own, refusal_records, rewrite
 from exprune_cli.search import Candidate, Gate, evaluate, remember, search
@@ -140,6 +141,7 @@ def optimize_model(
     model = with_top_k(model, wanted)
     if confidence is not None and data is None:
         raise UsageError("--confidence needs --data: a certificate comes from samples")
+    begin(progress, "looking for sites")
     matches = match(model, exclude)
     calibration, held_out = _statistics(model, matches, calibration, data, seed, progress)
     probe = None
@@ -209,7 +211,7 @@ def _statistics(
     seen, held_out = data.split(share, seed)
     seen = seen.take(min(len(seen), most), seed)
     return observe(
-        model, matches.sites, seen, seed=seed, progress=_stage(progress, "observing", len(seen))
+        model, matches.sites, seen, seed=seed, progress=counting(progress, "observing", len(seen))
     ), held_out
 
 
@@ -224,11 +226,6 @@ def _apart(data: DataSet, held_out: DataSet, seed: int) -> tuple[DataSet | None,
     return probe, held_out.without(probe.ids)
 
 
-def _stage(progress: Progress | None, name: str, total: int) -> Callable[[int, int], None] | None:
-    """Starts a stage of the progress bar; returns a callback that takes (done, total)."""
-    return progress.counter(name, total) if progress is not None else None
-
-
 def _resolve(test: str, calibration: Calibration | None) -> str:
     if test == "auto":
         return "bound" if calibration is None else "calibrated"
@@ -239,12 +236,12 @@ def _resolve(test: str, calibration: Calibration | None) -> str:
 
 def _plans(job: _Job, test: str, budgets: Sequence[float] = BUDGETS) -> list[dict[str, SitePlan]]:
     sites = job.matches.sites
-    steps = plan(sites, job.calibration, test, budgets, _stage(job.progress, "planning", len(sites)))
+    steps = plan(sites, job.calibration, test, budgets, counting(job.progress, "planning", len(sites)))
     if job.feeds is None or test not in ("calibrated", "bound"):
         return steps
     seen, report = (
         (job.probe if test == "calibrated" else None),
-        _stage(job.progress, "planning blocks", len(sites)),
+        counting(job.progress, "planning blocks", len(sites)),
     )
     return with_blocks(job.model, sites, steps, budgets, job.calibration, seen, job.seed, report)
 
@@ -313,7 +310,7 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
             record.certificate = _certificate(gate, found.quality["metric"], found.drop.p_value, job.held_out)
             return plans
     if (max_drop is not None or gate.confidence is not None) and any(p.staged for p in steps[-1].values()):
-        raise gate.refuse(len(job.held_out))
+        raise gate.refuse(len(job.held_out), [each.drop for each in job.tried])
     if any(p.staged for p in steps[-1].values()):
         _log.warning(
             "the %s test was not verified to keep the drop within %g on %d held-out samples: staged losslessly "
@@ -376,9 +373,10 @@ def _finish(
 ) -> tuple[onnx.ModelProto, list[SiteRecord]]:
     """Rewrites, checks the whole model's speed, records, verifies."""
     model, sites = job.model, job.matches.sites
+    begin(job.progress, "rewriting")
     proto, records = rewrite(model, sites, plans)
     if job.feeds is not None and proto is not model.proto:
-        speedup = never_slower.is_faster(model, proto, job.feeds)
+        speedup = never_slower.is_faster(model, proto, job.feeds, job.progress)
         if speedup < 1:
             reason = f"faster alone, but the whole model is slower here ({speedup:.2f}x)"
             proto, records = rewrite(model, sites, {site.name: dense(site, reason) for site in sites})
@@ -390,5 +388,6 @@ def _finish(
     if proto is not model.proto or record.top_k:
         proto = own(proto, model)
         write_record(proto, record)
+        begin(job.progress, "verifying")
         verify(model, proto)
     return proto, records

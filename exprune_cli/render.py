@@ -17,7 +17,7 @@ from rich.text import Text
 from exprune_cli.runtime import kernels_name
 
 if TYPE_CHECKING:
-    from exprune_cli.reporting import Report, SiteReport
+    from exprune_cli.report_data import Outlook, Report, SiteReport
 
 #: Columns of all tables, on a terminal or not.
 WIDTH = 80
@@ -102,15 +102,28 @@ def _staged_table(report: Report) -> Table:
 
 def _dense_table(report: Report, sites: list[SiteReport]) -> Table:
     table = _table()
+    seen = report.outlook is not None and report.outlook.basis == "data"
     table.add_column("left dense" if report.optimized else "linear operator", no_wrap=True)
     table.add_column("op", no_wrap=True)
     table.add_column("FLOPs", justify="right", no_wrap=True)
+    if seen:
+        table.add_column("zeros", justify="right", no_wrap=True)
+        table.add_column("could save", justify="right", no_wrap=True)
     table.add_column("why")
     for site in sites[:_SITES_SHOWN]:
-        row = (Text(shorten(site.name, _NAME_WIDTH)), shorten(site.op, 13), amount(site.flops_dense))
-        table.add_row(*row, Text(printable(site.reason)))
-    _say_more(table, len(sites), 4)
+        row: list[Text | str] = [Text(shorten(site.name, _NAME_WIDTH)), shorten(site.op, 13)]
+        row.append(amount(site.flops_dense))
+        if seen:
+            row += [percent(site.outlook.zeros if site.outlook else None), percent(_expected_saving(site))]
+        table.add_row(*row, Text(printable("can be staged" if seen and site.outlook else site.reason)))
+    _say_more(table, len(sites), 6 if seen else 4)
     return table
+
+
+def _expected_saving(site: SiteReport) -> float | None:
+    if site.outlook is None or site.outlook.flops_expected is None or not site.flops_dense:
+        return None
+    return 1 - site.outlook.flops_expected / site.flops_dense
 
 
 def _totals_table(report: Report) -> Table:
@@ -128,6 +141,7 @@ def _totals_table(report: Report) -> Table:
         table.add_row("", "spent: unknown before it is measured (--data DIR)")
     elif report.optimized:
         table.add_row("", f"{amount(totals.flops)} spent, {percent(totals.flops_reduction)} saved")
+    _add_outlook(table, report.outlook)
     if totals.int8_macs:
         table.add_row("int8", f"{amount(totals.int8_macs)} multiply-accumulates of these (2 FLOPs each)")
     if report.timing is not None:
@@ -148,6 +162,19 @@ def _totals_table(report: Report) -> Table:
         text = f"drop <= {number(certificate.max_drop)}{sure}: {state} ({basis})"
         table.add_row("certificate", text)
     return table
+
+
+def _add_outlook(table: Table, outlook: Outlook | None) -> None:
+    """What could be gained at a model that is not optimised, and what is needed for it."""
+    if outlook is None:
+        return
+    if outlook.reduction_limit is not None:
+        expected = f", {percent(outlook.reduction_expected)} is expected at a small loss"
+        known = expected if outlook.reduction_expected is not None else ""
+        table.add_row("to gain", f"{percent(outlook.reduction_limit)} of the FLOPs at most{known}")
+    for label, texts in (("found", outlook.findings), ("needed", outlook.needs)):
+        for index, text in enumerate(texts):
+            table.add_row("" if index else label, Text(printable(text)))
 
 
 def _latency(report: Report) -> str:
@@ -180,6 +207,21 @@ def top_reasons(report: Report, count: int = 3) -> list[str]:
     """The most frequent reasons why operators stayed dense, as ``12 x reason``."""
     reasons = Counter(site.reason for site in report.sites if not site.staged)
     return [f"{times} x {printable(reason)}" for reason, times in reasons.most_common(count)]
+
+
+def site_sentence(site: SiteReport) -> str:
+    """All that is known of one site, in a line."""
+    state = f"staged, {_how(site)}" if site.staged else "dense"
+    parts = [printable(site.reason)] if site.reason else []
+    if site.staged and site.pruned is not None:
+        parts.append(f"{percent(site.pruned)} pruned")
+    if site.outlook is not None and site.outlook.zeros is not None:
+        parts.append(f"{percent(site.outlook.zeros)} zeros")
+    if site.latency_us is not None and site.latency_dense_us is not None:
+        dense, now = duration_ms(site.latency_dense_us / 1e3), duration_ms(site.latency_us / 1e3)
+        parts.append(f"timed {now} staged, {dense} dense")
+    rule = f", {site.rule}" if site.rule else ""
+    return f"'{printable(site.name)}' ({site.op}{rule}): {state}: {'; '.join(parts)}"
 
 
 def _how(site: SiteReport) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -52,21 +53,37 @@ class Gate:
             return drop.p_value <= 1 - self.confidence
         return drop.upper <= self.max_drop
 
-    def refuse(self, samples: int) -> GateError:
-        """The error to raise when nothing passes on so many held-out samples."""
-        if self.confidence is None:
-            return GateError(
-                f"no staging keeps the drop within {self.max_drop:g} on {samples} held-out samples "
-                f"(upper limit at {VERIFY_LEVEL:.0%}): allow a larger --max-drop or give more samples"
-            )
-        needed = samples_needed(self.max_drop, self.confidence)
-        promise = f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g}"
-        if samples < needed:
-            return GateError(
-                f"{promise} from {samples} held-out samples: at least {needed} are needed "
-                "(a third more in --data, a quarter of which calibrates)"
-            )
-        return GateError(f"{promise} on {samples} held-out samples: allow more or give more samples")
+    def refuse(self, samples: int, drops: Sequence[Drop] = ()) -> GateError:
+        """The error to raise when nothing passes.
+
+        Args:
+            samples: How many were held out.
+            drops: What was measured on them.
+        """
+        if self.confidence is not None:
+            needed = samples_needed(self.max_drop, self.confidence)
+            promise = f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g}"
+            if samples < needed:
+                return GateError(
+                    f"{promise} from {samples} held-out samples, at least {needed} are needed: give about "
+                    f"{-(-needed * 4 // 3)} in --data, a quarter of which calibrates"
+                )
+            return GateError(f"{promise} on {samples} held-out samples: {self._way_out(drops)}")
+        return GateError(
+            f"no staging keeps the drop within {self.max_drop:g} on {samples} held-out samples "
+            f"(upper limit at {VERIFY_LEVEL:.0%}): {self._way_out(drops)}"
+        )
+
+    def _way_out(self, drops: Sequence[Drop]) -> str:
+        limits = [drop.upper for drop in drops if math.isfinite(drop.upper)]
+        if not limits or min(limits) <= self.max_drop:
+            return "allow a larger --max-drop or give more samples"
+        least = min(limits)
+        step = 10.0 ** (math.floor(math.log10(least)) - 1)
+        return (
+            f"the safest plan that was tried reaches {least:.2g}: try --max-drop {math.ceil(least / step) * step:.2g} "
+            "or give more samples"
+        )
 
 
 @dataclass(frozen=True)
@@ -159,7 +176,8 @@ def search(
         chosen = prepare(plans[step])
         if not any(plan.staged for plan in chosen.values()):
             return True
-        tried[step] = candidate = evaluate(model, sites, chosen, samples, gate, baseline, progress)
+        stage = f"trying plans, round {len(tried) + 1}"
+        tried[step] = candidate = evaluate(model, sites, chosen, samples, gate, baseline, progress, stage)
         if trail is not None:
             trail.append(candidate)
         return gate.holds(candidate.drop)
@@ -178,6 +196,7 @@ def evaluate(
     gate: Gate,
     baseline: Baseline,
     progress: Progress | None = None,
+    stage: str = "measuring",
 ) -> Candidate:
     """Stages the model by these plans and measures it.
 
@@ -188,7 +207,7 @@ def evaluate(
     proto, records = rewrite(model, sites, plans)
     proto = own(proto, model)
     write_record(proto, Record("exprune", model.sha256, "flops", "", records, top_k=dict(gate.top_k)))
-    result = measure(proto, samples, baseline=baseline, metric=gate.metric, progress=progress)
+    result = measure(proto, samples, baseline=baseline, metric=gate.metric, progress=progress, stage=stage)
     before, after = result.scores_baseline, result.scores_optimized
     if before is None or after is None:
         raise ExpruneError("no metric fits the model's outputs: give one with --metric")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from exprune_cli.commands.common import beside, command_line, quiet, with_verbosity
+from exprune_cli.commands.common import print_next, quiet, with_verbosity
 
 
 @click.command()
@@ -56,6 +56,7 @@ def calibrate(
     exprune calibrate --merge a.calib b.calib -o all.calib
     """
     from exprune_cli import api
+    from exprune_cli.next_step import after_calibrate
     from exprune_cli.progress import Progress
     from exprune_cli.render import plural, write_line
 
@@ -80,6 +81,4 @@ def calibrate(
         )
     sites, samples = plural(len(done.sites), "site"), plural(done.samples, "sample")
     write_line(f"{target}: statistics of {sites} from {samples}")
-    write_line(
-        f"next: {command_line('exprune', 'optimize', source, beside(source), '--calibration', target)}"
-    )
+    print_next(after_calibrate(source, target))

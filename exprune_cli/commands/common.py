@@ -1,15 +1,18 @@
-"""What the commands share: how much they say, and commands to paste."""
+"""What the commands share: how much they say."""
 
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+if TYPE_CHECKING:
+    from exprune_cli.next_step import NextStep
+    from exprune_cli.report_data import Report
+
+_LOG = logging.getLogger(__name__)
 _KEY = "exprune.verbosity"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -56,12 +59,20 @@ def verbose() -> bool:
     return level > 0
 
 
-def command_line(*words: str) -> str:
-    """A command as a shell takes it."""
-    return " ".join(shlex.quote(word) for word in words)
+def explain(report: Report) -> None:
+    """With ``-v``: says of each site why it is planned as it is."""
+    if not verbose():
+        return
+    from exprune_cli.render import site_sentence
+
+    for site in report.sites:
+        _LOG.info("%s", site_sentence(site))
 
 
-def beside(model: str) -> str:
-    """The name of the optimised model next to the original."""
-    path = Path(model)
-    return str(path.with_name(f"{path.stem}.exprune{path.suffix or '.onnx'}"))
+def print_next(step: NextStep) -> None:
+    """Prints what to do next, unless only results are wanted."""
+    from exprune_cli.render import write_line
+
+    if not quiet():
+        for line in step.lines():
+            write_line(line)

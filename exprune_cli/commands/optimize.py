@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exprune_cli.commands.common import command_line, quiet, with_verbosity
+from exprune_cli.commands.common import explain, print_next, quiet, with_verbosity
 
 if TYPE_CHECKING:
     from exprune_cli.api import Objective, Test
@@ -83,6 +83,7 @@ def optimize(
     staging is applied.
     """
     from exprune_cli import api, render
+    from exprune_cli.next_step import after_optimize
     from exprune_cli.progress import Progress
 
     with Progress(False if quiet() else None) as progress:
@@ -103,6 +104,7 @@ def optimize(
             dry_run=dry_run,
             progress=progress,
         )
+    explain(done.report)
     if format == "json":
         written = str(done.output) if done.output is not None else None
         render.write_line(render.to_json(done.report, output=written))
@@ -114,11 +116,5 @@ def optimize(
         for reason in render.top_reasons(done.report):
             render.write_line(f"  {reason}")
     if dry_run:
-        render.write_line("dry run: nothing was written")
-    options = ["--data", data] if data else []
-    if done.staged and not dry_run:
-        if not data:
-            render.write_line("to measure what it saves, add --data DIR to the next command")
-        render.write_line(f"next: {command_line('exprune', 'report', output, '--baseline', input, *options)}")
-    elif not done.staged:
-        render.write_line(f"next: {command_line('exprune', 'report', input)}")
+        render.write_line("dry run: nothing was written; leave --dry-run out to write it")
+    print_next(after_optimize(input, output, data, staged=bool(done.staged), dry_run=dry_run))

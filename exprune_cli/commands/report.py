@@ -7,8 +7,18 @@ from pathlib import Path
 
 import click
 
-from exprune_cli.commands.common import quiet, with_verbosity
+from exprune_cli.commands.common import explain, quiet, with_verbosity
 from exprune_cli.errors import ExpruneError
+
+
+def _print_schema(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        from importlib.resources import files
+
+        from exprune_cli.render import write_line
+
+        write_line((files("exprune_cli") / "report.schema.json").read_text(encoding="utf-8").rstrip("\n"))
+        context.exit()
 
 
 @click.command()
@@ -29,6 +39,14 @@ from exprune_cli.errors import ExpruneError
     "--format", type=click.Choice(["table", "json", "html"]), default="table", help="[default: table]"
 )
 @click.option("-o", "--output", type=click.Path(), metavar="FILE", help="Write the report here.")
+@click.option(
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_schema,
+    help="Print the JSON schema of --format json and exit.",
+)
 @with_verbosity
 def report(
     model: str, baseline: str | None, data: str | None, threads: int, format: str, output: str | None
@@ -38,6 +56,7 @@ def report(
     Without --data the FLOPs of staged sites are expected values; with --data they are measured.
     """
     from exprune_cli import api, render
+    from exprune_cli.next_step import after_report
     from exprune_cli.paths import check_output
     from exprune_cli.progress import Progress
 
@@ -46,12 +65,14 @@ def report(
         check_output(output, inputs)
     with Progress(False if quiet() else None) as progress:
         done = api.report(model, baseline, data, threads, progress=progress)
+    explain(done)
     if format == "json":
         text = render.to_json(done)
     elif format == "html":
         text = render.to_html(done)
     else:
         text = render.to_table(done, None if output is not None else sys.stdout)
+        text += "" if quiet() else "\n" + "\n".join(after_report(done).lines())
     if output is None:
         render.write_line(text.rstrip("\n"))
         return
