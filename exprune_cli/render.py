@@ -31,13 +31,6 @@ def to_json(report: Report, **extra: object) -> str:
     return json.dumps({**report.as_json(), **extra}, indent=2, allow_nan=False)
 
 
-def to_html(report: Report) -> str:
-    """One self-contained page, see :mod:`exprune_cli.page`."""
-    from exprune_cli.page import render_page
-
-    return render_page(report)
-
-
 def to_table(report: Report, stream: TextIO | None = None) -> str:
     """Tables of at most 80 columns; coloured if ``stream`` is a terminal and NO_COLOR is unset."""
     colour = stream is not None and stream.isatty() and not os.environ.get("NO_COLOR")

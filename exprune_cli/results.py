@@ -62,9 +62,9 @@ class Report(report_data.Report):
             UsageError: It has another ending.
             ExpruneError: The file cannot be written.
         """
-        from exprune_cli import render
+        from exprune_cli import page, render
 
-        forms = {".json": render.to_json, ".html": render.to_html, ".txt": render.to_table}
+        forms = {".json": render.to_json, ".html": page.to_html, ".txt": render.to_table}
         suffix = Path(path).suffix.lower()
         if suffix not in forms:
             raise UsageError(f"{os.fspath(path)}: a report is written as {', '.join(forms)}: name it so")

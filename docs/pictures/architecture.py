@@ -22,7 +22,7 @@ PARTS = {
     "search": ("search", "sensitivity"),
     "certify": ("certify",),
     "report": ("reporting", "outlook", "recheck"),
-    "output": ("render", "notebook", "advice"),
+    "output": ("render", "notebook", "advice", "next_step", "page"),
     "measure": ("measure", "counting", "timing", "metrics"),
     "observe": ("observe", "observe_blocks", "calibration", "sampling"),
     "match": ("match", "top_k"),

@@ -69,7 +69,9 @@ def report(
     if format == "json":
         text = render.to_json(done)
     elif format == "html":
-        text = render.to_html(done)
+        from exprune_cli.page import to_html
+
+        text = to_html(done)
     else:
         text = render.to_table(done, None if output is not None else sys.stdout)
         text += "" if quiet() else "\n" + "\n".join(after_report(done).lines())

@@ -35,7 +35,7 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
 }
 
 
-def render_page(report: Report) -> str:
+def to_html(report: Report) -> str:
     """The page, with everything in it."""
     plain = report.as_json()
     environment = jinja2.Environment(

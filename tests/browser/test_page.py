@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from exprune_cli import api, render
-from exprune_cli.page import FORMATS, resolve
+from exprune_cli.page import FORMATS, resolve, to_html
 from exprune_cli.report_data import Report
 from tests.models import build, cnn, mlp, run
 from tests.report.test_page import hostile_report
@@ -59,7 +59,7 @@ def opened(browser: Browser, reports: dict[str, Report], tmp_path: Path) -> Open
     @contextmanager
     def open_page(kind: str, width: int = 1280, scheme: str = "light") -> Iterator[Page]:
         path = tmp_path / "page.html"
-        path.write_text(render.to_html(reports[kind]), encoding="utf-8")
+        path.write_text(to_html(reports[kind]), encoding="utf-8")
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
         seen: list[str] = []
         page.on("console", lambda message: seen.append(f"console: {message.text}"))

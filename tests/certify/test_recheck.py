@@ -15,6 +15,7 @@ from exprune_cli.data import open_data
 from exprune_cli.match import match
 from exprune_cli.model import load
 from exprune_cli.observe import observe
+from exprune_cli.page import to_html
 from exprune_cli.planning.planner import plan
 from exprune_cli.planning.relu import dense
 from exprune_cli.search import Gate, search
@@ -68,7 +69,7 @@ def test_does_not_hold_on_shifted_data(certified: tuple[Path, Path]) -> None:
     assert report.certificate is not None and report.certificate.holds is False
     assert report.as_json()["certificate"]["holds"] is False  # type: ignore[index]
     assert "does not hold (checked here" in render.to_table(report)
-    assert "does not hold" in render.to_html(report)
+    assert "does not hold" in to_html(report)
 
 
 def test_without_the_baseline_it_is_as_recorded(certified: tuple[Path, Path]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from exprune_cli import render
 from exprune_cli.model import load
-from exprune_cli.page import FORMATS, resolve
+from exprune_cli.page import FORMATS, resolve, to_html
 from exprune_cli.page.charts import _ticks, segments
 from exprune_cli.report_data import Report
 from exprune_cli.reporting import build_report
@@ -69,7 +69,7 @@ def reports() -> list[Report]:
 @pytest.mark.parametrize("index", range(7))
 def test_a_page_is_whole_and_closed(index: int) -> None:
     report = reports()[index]
-    page = render.to_html(report)
+    page = to_html(report)
     elements = Elements(page).found
     tags = [tag for tag, _ in elements]
     assert page.startswith("<!doctype html>") and page.endswith("</html>")
@@ -89,7 +89,7 @@ def test_a_page_is_whole_and_closed(index: int) -> None:
 @pytest.mark.parametrize("index", range(7))
 def test_a_page_carries_its_report(index: int) -> None:
     report = reports()[index]
-    page = render.to_html(report)
+    page = to_html(report)
     embedded = re.search(r'<script type="application/json" id="report">(.*?)</script>', page, re.DOTALL)
     assert embedded is not None
     plain = json.loads(embedded[1])
@@ -101,14 +101,14 @@ def test_a_page_carries_its_report(index: int) -> None:
 
 
 def test_hostile_strings_are_text() -> None:
-    page = render.to_html(hostile_report())
+    page = to_html(hostile_report())
     assert "alert(1)" in page and "<script>alert" not in page and "<img" not in page
     assert page.count("\\u003c/script\\u003e") >= 8  # in the JSON
     assert page.count(html.escape(HOSTILE).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")) >= 8
 
 
 def test_what_is_measured_is_on_the_page() -> None:
-    page = re.sub(r"<[^>]+>", "", render.to_html(measured_report()))
+    page = re.sub(r"<[^>]+>", "", to_html(measured_report()))
     for text in (
         "25 k of 32.6 k",
         "23.4%",
