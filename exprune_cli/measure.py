@@ -212,7 +212,8 @@ def check_interface(proto: onnx.ModelProto, baseline: onnx.ModelProto) -> None:
         )
         if sorted(first) != sorted(second):
             raise ExpruneError(
-                f"the baseline has other {what} ({_describe(theirs)}) than the model ({_describe(ours)})"
+                f"the baseline has other {what} ({_describe(theirs)}) than the model ({_describe(ours)}): "
+                "give the model that it was made from"
             )
 
 

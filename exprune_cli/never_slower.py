@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import onnx
 
+from exprune_cli.errors import ExpruneError
 from exprune_cli.measure import latency
 from exprune_cli.model import Model
 from exprune_cli.planning.chunks import plan_saving
 from exprune_cli.planning.relu import dense
 from exprune_cli.record import SiteRecord
-from exprune_cli.sessions import Feeds
+from exprune_cli.sessions import Feeds, open_session, run
 from exprune_cli.shapes import Dims, infer_shapes
 from exprune_cli.sites import Site, SitePlan
 from exprune_cli.timing import (
@@ -32,6 +34,8 @@ from exprune_cli.timing import (
 if TYPE_CHECKING:
     from exprune_cli.data import DataSet
     from exprune_cli.progress import Progress
+
+_LOG = logging.getLogger(__name__)
 
 #: A form that loses outputs must be this much faster than a lossless one.
 WORTH = 1.02
@@ -58,11 +62,23 @@ Options = Mapping[str, Sequence[SitePlan]]
 def timing_feeds(model: Model, data: DataSet | None, batch: int, seed: int) -> list[Feeds] | None:
     """Inputs to time on: samples of the data, or random ones; None if none can be made."""
     if data is None or not len(data):
-        return random_feeds(model, batch, seed, _FEEDS)
+        return _feeds_that_run(model, random_feeds(model, batch, seed, _FEEDS))
     feeds: list[Feeds] = []
     for item in data.take(min(len(data), _FEEDS * batch), seed).batches(batch):
         feeds.append(item.feeds)
     return feeds[:_FEEDS]
+
+
+def _feeds_that_run(model: Model, feeds: list[Feeds] | None) -> list[Feeds] | None:
+    """Random inputs, if the model can be run on them: sizes or indices may have to fit together."""
+    if feeds is None:
+        return None
+    try:
+        run(open_session(model.proto), feeds[0], "random inputs")
+    except ExpruneError as error:
+        _LOG.warning("nothing was timed: %s; give samples with --data to have it measured", error)
+        return None
+    return feeds
 
 
 def keep_faster(

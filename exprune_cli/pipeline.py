@@ -275,7 +275,10 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
             raise GateError("--max-drop cannot be shown to hold without samples: give --data")
         return _faster(job, _plans(job, record.test)[BUDGETS.index(UNVERIFIED_BUDGET)])
     if not len(job.held_out):
-        raise GateError("every sample of --data was used by the calibration: none is left to verify the drop")
+        raise GateError(
+            "every sample of --data was used by the calibration: none is left to verify the drop: "
+            "give others, or calibrate with fewer (--max-samples)"
+        )
     steps, sites = _knob(job, record.test), job.matches.sites
     if gate.confidence is not None:
         # What timing drops after the walk would have to be tested again on the same samples, which

@@ -78,7 +78,9 @@ def _info(path: str) -> str:
     try:
         info = ctypes.CDLL(path).exprune_runtime_info
     except (OSError, AttributeError) as error:
-        raise ExpruneError(f"cannot load the native runtime: {error}") from error
+        raise ExpruneError(
+            f"the native runtime cannot be loaded ({error}): reinstall exprune on this machine"
+        ) from error
     info.restype = ctypes.c_char_p
     text: bytes = info()
     return text.decode()

@@ -49,7 +49,9 @@ def with_top_k(model: Model, wanted: Mapping[str, int]) -> Model:
     if not wanted:
         return model
     if model.opset < _OLDEST_OPSET:
-        raise ExpruneError(f"--top-k needs opset {_OLDEST_OPSET} or newer, the model's is {model.opset}")
+        raise ExpruneError(
+            f"--top-k needs opset {_OLDEST_OPSET} or newer, the model's is {model.opset}: convert it with onnx.version_converter"
+        )
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     graph = proto.graph
@@ -62,7 +64,7 @@ def with_top_k(model: Model, wanted: Mapping[str, int]) -> Model:
         values, indices, constant = f"{name}_values", f"{name}_indices", f"{name}_k"
         if {values, indices, constant} & taken:
             raise ExpruneError(
-                f"--top-k {name}={k}: the model uses the name {values}, {indices} or {constant} already"
+                f"--top-k {name}={k}: the model uses the name {values}, {indices} or {constant} already: rename it"
             )
         dims = _dims(outputs[name], f"--top-k {name}={k}", k)
         graph.initializer.append(numpy_helper.from_array(np.array([k], np.int64), constant))
@@ -79,10 +81,10 @@ def with_top_k(model: Model, wanted: Mapping[str, int]) -> Model:
 def _dims(value: onnx.ValueInfoProto, where: str, k: int) -> list[int | str | None]:
     tensor = value.type.tensor_type
     if tensor.elem_type != TensorProto.FLOAT or not tensor.HasField("shape") or not tensor.shape.dim:
-        raise UsageError(f"{where}: the output is not a float tensor of known rank")
+        raise UsageError(f"{where}: the output is not a float tensor of known rank: only scores have a best")
     *lead, classes = tensor.shape.dim
     if classes.HasField("dim_value") and classes.dim_value < k:
-        raise UsageError(f"{where}: the output has only {classes.dim_value} scores")
+        raise UsageError(f"{where}: the output has only {classes.dim_value} scores: give a smaller K")
     return [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in lead] + [k]
 
 

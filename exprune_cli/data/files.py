@@ -135,7 +135,9 @@ def checked_arrays(
     for name, header in headers.items():
         array = arrays[name]
         if array.shape != header.shape or array.dtype.newbyteorder("=") != header.dtype:
-            raise ExpruneError(f"{where}: changed while it was being used")
+            raise ExpruneError(
+                f"{where}: changed while it was being used: run again when nothing writes to it"
+            )
         result[name] = np.asarray(array, dtype=header.dtype, order="C")
     label = result.get(LABEL) if all(value.name != LABEL for value in inputs) else None
     if label is not None and label.dtype.kind == "f" and not np.isfinite(label).all():

@@ -187,3 +187,11 @@ def test_sizes_of_one_name_are_equal_in_random_inputs():
         "cache": (3, 5, 16),
         "other": (5, 16),
     }
+
+
+def test_inputs_that_cannot_be_made_up_are_no_failure(caplog):
+    """Nothing is timed where random inputs do not fit together; the model is planned all the same."""
+    proto = build("g (float[N, K] x) => (float[N, 8] y) { a = MatMul (x, w) y = Relu (a) }", {"w": (64, 8)})
+    done = optimize_model(load(proto))
+    assert "nothing was timed: random inputs: the model fails on it" in caplog.text
+    assert all(site.latency_us is None for site in done.record.sites)
