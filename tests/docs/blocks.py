@@ -105,10 +105,12 @@ def problem(words: list[str]) -> str | None:
 
 
 def fill_sandbox(folder: Path) -> None:
-    """Puts in a folder what the pages speak of: a model, samples, and the repository's folders."""
-    for name in ("sample_models", "examples", "rules", "exprune_cli", "runtime"):
-        (folder / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "docs", folder / "docs")  # there are blocks that write into it
+    """Adds to a folder what the pages speak of: a model, samples, and the repository's folders."""
+    for name in ("sample_models", "examples", "rules", "exprune_cli", "runtime", "mkdocs.yml"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    # There are blocks that write into it.
+    shutil.copytree(ROOT / "docs", folder / "docs", dirs_exist_ok=True)
     kinds = np.random.default_rng(9).standard_normal((_CLASSES, 1, 32, 32)).astype(np.float32)
     model = _model(kinds)
     onnx.save(model, folder / "model.onnx")

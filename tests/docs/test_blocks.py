@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,9 +66,9 @@ def _run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, long
         pytest.skip("no block to run")
     if not runtime_available():
         pytest.skip("the native runtime is not built here")
+    if long:
+        shutil.copytree(ROOT, folder, ignore=_not_sources, dirs_exist_ok=True, symlinks=True)
     fill_sandbox(folder)
-    for name in ("mkdocs.yml", "pyproject.toml"):
-        (folder / name).symlink_to(ROOT / name)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PATH", os.pathsep.join([str(_commands(folder)), os.environ["PATH"]]))
@@ -75,6 +76,12 @@ def _run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, long
     for block in to_run:
         code, output = _run(block)
         assert code == block.code, f"{block.where} ended with {code}:\n{block.text}\n{output}"
+
+
+def _not_sources(folder: str, names: list[str]) -> set[str]:
+    """What a fresh clone has not."""
+    ignored = {".git", ".venv", "build", "node_modules"} if folder == str(ROOT) else {"node_modules"}
+    return {name for name in names if name in ignored or name.endswith((".egg-info", "_cache", ".so"))}
 
 
 def _commands(folder: Path) -> Path:

@@ -68,6 +68,17 @@ def test_messages_are_those_of_the_sources(site: Path) -> None:
     assert "--confidence needs --max-drop" in text
 
 
+def test_quoted_messages_exist() -> None:
+    page = " ".join((ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").split())
+    sources = [*(ROOT / "exprune_cli").rglob("*.py"), *(ROOT / "runtime").glob("*.cpp")]
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    text = re.sub(r'"\s+f?"', "", text)  # strings that go over several lines
+    quoted = re.findall(r'\*\*"([^"]+)"\*\*', page)
+    assert len(quoted) > 5
+    for piece in (piece.strip() for quote in quoted for piece in quote.split("...")):
+        assert piece in text, piece
+
+
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     for path in site.rglob("*.html"):
         text = path.read_text(encoding="utf-8")
