@@ -98,6 +98,7 @@ class FlopsCounter:
                 continue
             alive = np.atleast_1d(np.asarray(alive, np.int64))
             counts_alive = [float(count) for count in alive]
+            alive = alive[: site.checks]
             spent = flops.spent_flops(site, rows, counts_alive)
             sums.int8_macs = _plus(sums.int8_macs, flops.int8_macs(site, rows, counts_alive))
             estimate = flops.estimate_flops(site, rows)

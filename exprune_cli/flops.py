@@ -30,6 +30,7 @@ TEST_COST: dict[str, Callable[[int], float]] = {
     "calibrated": lambda k: 2,
     "bound": lambda k: 3,
     "stats": lambda k: 2 * k + 6,
+    "zero": lambda k: 2,  # of a Conv that only skips zeros: the test that its kernel takes all the same
 }
 
 #: The same for a test of blocks: a scaled sum, an offset, a maximum, a square, a sum.
@@ -154,7 +155,8 @@ def _staged_dense_flops(node: onnx.NodeProto, shapes: list[Sequence[int]]) -> in
     if node.op_type == "SparseGemm":
         return 2 * math.prod(data) * weight[1]
     if "Conv" in node.op_type:
-        return 2 * math.prod(out) * data[1] * math.prod(weight[2:])
+        kernel = weight[1:-1] if node.op_type.startswith("SparseConv") else weight[2:]
+        return 2 * math.prod(out) * data[1] * math.prod(kernel)
     return 2 * math.prod(data) * weight[0]
 
 
@@ -189,7 +191,9 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
         site: Its record (``outputs``, ``groups``, ``taps``, ``ends``, ``test``, ``kind``).
         rows: Rows that it was run on (rows of a Gemm, output positions of a Conv).
         survivors: ``[S]`` outputs that were undecided after each check, summed over the rows;
-            for a sparse site ``[1]``, the inputs that were not zero. Negative: the dense layer ran.
+            for a sparse site ``[1]``, the inputs that were not zero. Negative: the dense layer ran. Of a Conv
+            that skips zeros, the multiply-accumulates ``[C]`` of its chunks may follow; else they are
+            those expected.
     """
     if site.outputs is None or site.groups is None or site.taps is None:
         raise ValueError(f"site {site.name} has no sizes")
@@ -219,7 +223,12 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
     spent, start = 0.0, 0
     for check, end in enumerate(site.ends):
         width = end - start
-        spent += 2.0 * alive * width * site.taps * (site.nonzero[check] if site.nonzero else 1.0)
+        work = alive * width * site.taps
+        if len(survivors) >= 2 * len(site.ends) - 1:
+            work = survivors[len(site.ends) - 1 + check]
+        elif site.input_nonzero:
+            work *= site.input_nonzero[check]
+        spent += 2.0 * work * (site.nonzero[check] if site.nonzero else 1.0)
         if check < len(site.ends) - 1:
             spent += alive * cost(width)
             if site.kind == "argmax" and site.test == "stats":
@@ -229,6 +238,8 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
         start = end
     if site.test == "bound":
         spent += 2.0 * rows * site.groups * site.taps
+    if site.input_nonzero:  # every input of every position is compared with zero
+        spent += float(rows * site.groups * site.taps)
     return spent
 
 

@@ -236,7 +236,8 @@ def _resolve(test: str, calibration: Calibration | None) -> str:
 
 def _plans(job: _Job, test: str, budgets: Sequence[float] = BUDGETS) -> list[dict[str, SitePlan]]:
     sites = job.matches.sites
-    steps = plan(sites, job.calibration, test, budgets, counting(job.progress, "planning", len(sites)))
+    show = counting(job.progress, "planning", len(sites))
+    steps = plan(sites, job.calibration, test, budgets, show, skip_zeros=not job.latency)
     if job.feeds is None or test not in ("calibrated", "bound"):
         return steps
     seen, report = (

@@ -48,6 +48,8 @@ class SiteRecord:
         latency_dense_us: Median time of its dense layer where it was timed, in microseconds.
         latency_us: Median time of its staged form there.
         nonzero: Share of each chunk's weights that are not zero; empty where that is nearly all.
+        input_nonzero: Expected share of each chunk's inputs that are not zero, where only those are
+            multiplied: the survivors output then also has the multiply-accumulates of each chunk.
     """
 
     name: str
@@ -72,6 +74,12 @@ class SiteRecord:
     latency_dense_us: float | None = None
     latency_us: float | None = None
     nonzero: list[float] = field(default_factory=list)
+    input_nonzero: list[float] = field(default_factory=list)
+
+    @property
+    def checks(self) -> int | None:
+        """How many of the survivors output's numbers are survivors; None: all."""
+        return len(self.ends) - 1 if self.input_nonzero else None
 
 
 @dataclass

@@ -93,4 +93,5 @@ def _record(site: Site, plan: SitePlan, names: tuple[str, str] | None) -> SiteRe
         pruned=None if plan.pruned is None else [float(share) for share in plan.pruned],
         parameters=parameters,
         nonzero=[float(share) for share in plan.nonzero],
+        input_nonzero=[float(share) for share in plan.input_nonzero],
     )

@@ -208,6 +208,8 @@ class SitePlan:
         saved: Expected share of the site's dense FLOPs that is saved, where it does not follow from
             ``ends`` and ``pruned``.
         nonzero: Share of each chunk's weights that are not zero, where the site was statically pruned.
+        input_nonzero: Expected share of each chunk's inputs that are not zero, where a Conv multiplies
+            only those.
     """
 
     site: str
@@ -225,3 +227,4 @@ class SitePlan:
     most_rows: int | None = None
     saved: float | None = None
     nonzero: tuple[float, ...] = ()
+    input_nonzero: tuple[float, ...] = ()

@@ -135,6 +135,8 @@ def _dense_weight(node: onnx.NodeProto, weights: dict[str, list[int]]) -> list[i
         return first
     if node.op_type in ("ConvRelu", "PrefixConvBlock"):  # [G, N, *kernel]
         return [first[1], first[0], *first[2:]]
+    if node.op_type.startswith("SparseConv"):  # [G, *kernel, N]
+        return [first[-1], first[0], *first[1:-1]]
     tail = weights.get(node.input[4])
     return None if tail is None else [first[0], first[1] + tail[1], *first[2:]]
 

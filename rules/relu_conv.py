@@ -7,6 +7,7 @@ before                                                         after
 [``-> BatchNormalization``] [``-> Add(other)``, either order]  W_head, W_tail, b', other, max,
 ``-> Relu`` or ``Clip(0, max)``                                <test arrays>)``; or
                                                                ``PrefixConvBlock(...)``; or
+                                                               ``SparseConvThreshold(...)``; or
                                                                ``ConvRelu(X, W, b', other, max)``
 =============================================================  ==================================
 
@@ -16,6 +17,7 @@ order, so ``z = sum over chunks of (W' chunk * X chunk) + b' + other``; after a 
 the partial sum decides outputs for which ``relu(z) = 0`` is certain (or likely enough).
 The other operand of the Add is known when the site runs: an offset of the test.
 A Pad of zeros before the Conv is folded into its pads. ``ConvRelu`` is the whole Conv, exact.
+``SparseConvThreshold`` multiplies no input that is zero: those terms are zero (weights are finite).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from exprune_cli.rules._blocks import rewrite_blocks
 from exprune_cli.rules._constants import Reason
 from exprune_cli.rules._linear import Linear
 from exprune_cli.rules._relu import match_relu, relu_site, rewrite_relu
+from exprune_cli.rules._sparse_conv import rewrite_sparse
 
 from exprune_cli.graph import ModelGraph
 from exprune_cli.sites import Site, SitePlan
@@ -51,4 +54,6 @@ def rewrite(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, str]:
     """Stages the site; returns the names of the new node and its survivors output."""
     if plan.block is not None:
         return rewrite_blocks(graph, site, plan)
+    if plan.input_nonzero:
+        return rewrite_sparse(graph, site, plan)
     return rewrite_relu(graph, site, plan, "PrefixConv")

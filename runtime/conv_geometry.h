@@ -90,8 +90,9 @@ struct Geometry {
 };
 
 // Shape inference of Y from X, the attributes, and the weights at input `weights_index` whose axis
-// `outputs_axis` holds the outputs.
-static inline OrtStatus* infer_conv(const OrtShapeInferContext* context, size_t weights_index, int outputs_axis) {
+// `outputs_axis` (-1: the last) holds the outputs, and whose axes from `kernel_axis` on the kernel.
+static inline OrtStatus* infer_conv(const OrtShapeInferContext* context, size_t weights_index, int outputs_axis,
+                                    int kernel_axis = 2) {
   KnownShape shape, weights;
   Geometry geometry;
   size_t strides, dilations, pads;
@@ -112,11 +113,12 @@ static inline OrtStatus* infer_conv(const OrtShapeInferContext* context, size_t 
     y.names[0] = shape.names[0];
   }
   if (weights.rank == rank) {
-    y.dims[1] = weights.dims[outputs_axis];
-    y.names[1] = weights.names[outputs_axis];
+    const int axis = outputs_axis < 0 ? rank - 1 : outputs_axis;
+    y.dims[1] = weights.dims[axis];
+    y.names[1] = weights.names[axis];
   }
   for (int i = 0; i < geometry.rank && shape.rank == rank && weights.rank == rank; i++) {
-    const int64_t size = shape.dims[2 + i], kernel = weights.dims[2 + i];
+    const int64_t size = shape.dims[2 + i], kernel = weights.dims[kernel_axis + i];
     int64_t result;
     if (size >= 0 && kernel >= 1 && geometry.output_size(i, size, kernel, &result)) y.dims[2 + i] = result;
   }

@@ -185,5 +185,6 @@ const OrtCustomOp* const* quantized_gemm_ops(size_t* count);
 const OrtCustomOp* const* quantized_head_ops(size_t* count);
 const OrtCustomOp* const* low_rank_ops(size_t* count);
 const OrtCustomOp* const* block_conv_ops(size_t* count);
+const OrtCustomOp* const* sparse_conv_ops(size_t* count);
 
 }  // namespace exprune

@@ -375,6 +375,36 @@ def prefix_conv_block(x, order, ends, w, bias, offset, ceiling, scale, shift, li
     return Outcome(y, survivors, distance, rounding, unsure)
 
 
+def sparse_conv_threshold(x, order, ends, w, bias, offset, ceiling, scale, limit, **geometry):
+    """Inputs: X, order, ends, W ``[G, *kernel, N]``, bias, offset, max, scale, limit.
+
+    ``survivors`` goes on with the multiply-accumulates of each chunk: those whose input is not zero, of the
+    outputs that the check before left undecided.
+    """
+    natural = np.moveaxis(w, -1, 1)
+    rows, lead, offset = _rows_of_conv(x, natural, offset, geometry)
+    layer = _Layer(rows, order, np.moveaxis(natural, 0, 1), np.moveaxis(natural, 0, 1)[:, :0])
+    off = bias.astype(np.float64) + offset
+    y, survivors, distance, rounding, unsure = _relu(
+        layer,
+        ends,
+        np.broadcast_to(off, layer.shape[:2]),
+        float(ceiling[0]),
+        _threshold(layer, off, scale, limit),
+    )
+    undecided = np.full(len(rows), w.shape[-1])
+    alive = np.ones(layer.shape[:2], bool)
+    work, start = [], 0
+    for s, end in enumerate(ends):
+        work.append(int(((layer.rows[:, start:end] != 0).sum(axis=(1, 2)) * undecided).sum()))
+        start = end
+        if s < len(distance):
+            alive &= ~(distance[s] < 0)
+            undecided = alive.sum(axis=1)
+    y = np.moveaxis(y.reshape(*lead, w.shape[-1]), -1, 1)
+    return Outcome(y, np.concatenate([survivors, np.array(work, np.int64)]), distance, rounding, unsure)
+
+
 def conv_relu(x, w, bias, offset, ceiling, **geometry):
     """Inputs: X, W, bias, offset, max. Nothing is decided."""
     rows, lead, offset = _rows_of_conv(x, w, offset, geometry)
@@ -395,6 +425,7 @@ ORACLES = {
     "PrefixConvBound": prefix_conv_bound,
     "PrefixConvBlock": prefix_conv_block,
     "ConvRelu": conv_relu,
+    "SparseConvThreshold": sparse_conv_threshold,
     "PrefixArgMaxThreshold": prefix_argmax_threshold,
     "PrefixArgMaxStats": prefix_argmax_stats,
     "PrefixArgMaxBound": prefix_argmax_bound,

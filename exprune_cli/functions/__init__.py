@@ -16,7 +16,7 @@ import onnx
 from onnx import parser
 
 from exprune_cli.errors import UsageError
-from exprune_cli.functions import argmax, conv, gemm, low_rank, quantized, sparse
+from exprune_cli.functions import argmax, conv, gemm, low_rank, quantized, sparse, sparse_conv
 from exprune_cli.functions.staging import Function
 
 #: Domain of the ops, and its version.
@@ -33,6 +33,7 @@ _BODIES: dict[str, Callable[[int], Function]] = {
     **sparse.FUNCTIONS,
     **quantized.FUNCTIONS,
     **low_rank.FUNCTIONS,
+    **sparse_conv.FUNCTIONS,
 }
 
 #: Names of all ops, in the order of the contract.

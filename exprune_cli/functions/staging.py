@@ -138,6 +138,14 @@ COUNT_OUTPUTS = """
 """
 
 
+#: ``survivors`` of an op that reports its work: those of the checks, then what each chunk took.
+REPORT_WORK = """
+  head_work_row = Reshape (head_work, flat)
+  works_row = Reshape (works, flat)
+  survivors = Concat <axis = 0> (checked, head_work_row, works_row, no_survivors)
+"""
+
+
 def signature(inputs: str, outputs: str, attributes: tuple[str, ...] = ()) -> str:
     """The head of a function, without its name."""
     listed = f"<{', '.join(attributes)}> " if attributes else ""
@@ -158,7 +166,7 @@ def chunk(layer: Layer, name: str, first: str, last: str) -> str:
 """
 
 
-def staged(layer: Layer, test: Test, count: str, finish: str) -> str:
+def staged(layer: Layer, test: Test, count: str, finish: str, work: tuple[str, str] | None = None) -> str:
     """The nodes of a staged function.
 
     Args:
@@ -166,11 +174,17 @@ def staged(layer: Layer, test: Test, count: str, finish: str) -> str:
         test: What a check decides.
         count: Text that makes ``count`` (scalar int64: what is still undecided) of ``left``.
         finish: Text that makes the op's first output of ``total`` and ``undecided``.
+        work: For an op that reports its work as well: text that makes ``head_work`` (scalar int64) before
+            the Loop, and text in it that makes ``work`` of ``left``, for the chunk that follows the check.
     """
     state_in, state_out, state = ", float[] squares", ", float[] squares_kept", ", no_squares"
     squares = "squares_kept = Identity (squares_now)"
     no_squares = "no_squares = ConstantOfShape <value: tensor = float[1] {0}> (head_shape)"
     result = ", all_squares"
+    head_work, next_work = work or ("", "")
+    works, work_out = (", works", ", int64 work") if work else ("", "")
+    survivors = "checked" if work else "survivors"
+    reported = REPORT_WORK if work else ""
     if not test.squares:
         state_in = state_out = state = squares = no_squares = result = ""
     return f"""{CONSTANTS}
@@ -186,6 +200,7 @@ def staged(layer: Layer, test: Test, count: str, finish: str) -> str:
   head_shape = Shape (head)
   everything = ConstantOfShape <value: tensor = bool[1] {{1}}> (head_shape)
   {no_squares}
+{head_work}
 {test.setup}
   chunks = Shape (ends)
   checks = Sub (chunks, index_1)
@@ -195,9 +210,9 @@ def staged(layer: Layer, test: Test, count: str, finish: str) -> str:
   last_groups = Slice (order, last_start, last_end)
   last_w = Slice (all_weights, last_start, last_end, w_axis)
   tested_w = Slice (all_weights, index_0, last_start, w_axis)
-  tested{result}, undecided, counts = Loop (checks, true, head{state}, everything) <body = stage
+  tested{result}, undecided, counts{works} = Loop (checks, true, head{state}, everything) <body = stage
     (int64 check, bool going, float[] partial{state_in}, bool[] open)
-    => (bool more, float[] grown{state_out}, bool[] left, int64 count) {{
+    => (bool more, float[] grown{state_out}, bool[] left, int64 count{work_out}) {{
     at = Reshape (check, index_1)
     after = Add (at, index_1)
     end = Gather (bounds, after)
@@ -207,6 +222,7 @@ def staged(layer: Layer, test: Test, count: str, finish: str) -> str:
     left = And (open, kept)
     {squares}
 {count}
+{next_work}
     nothing = Squeeze (index_0)
     more = Greater (count, nothing)
     to_come = Less (after, checks)
@@ -224,8 +240,9 @@ def staged(layer: Layer, test: Test, count: str, finish: str) -> str:
   taken_count = Shape (taken)
   missing = Sub (checks, taken_count)
   no_survivors = ConstantOfShape <value: tensor = int64[1] {{0}}> (missing)
-  survivors = Concat <axis = 0> (taken, no_survivors)
-  after_last_check = Gather (survivors, flat)
+  {survivors} = Concat <axis = 0> (taken, no_survivors)
+{reported}
+  after_last_check = Gather ({survivors}, flat)
   unfinished = Greater (after_last_check, index_0)
   total = If (unfinished) <then_branch = last_chunk () => (float[] finished) {{
     last_x = Gather <axis = {layer.x_axis}> (X, last_groups)

@@ -20,35 +20,46 @@ def natural_order(groups: int) -> np.ndarray:
     return np.arange(groups, dtype=np.int64)
 
 
-def energy_order(weight: np.ndarray, statistics: SiteStatistics | None) -> np.ndarray:
+def energy_order(
+    weight: np.ndarray, statistics: SiteStatistics | None, alive: np.ndarray | None = None
+) -> np.ndarray:
     """``[G]`` int64: groups by falling calibrated energy ``E[x_g^2] ||W_g||^2``.
 
-    Of a statically pruned weight, by energy per weight that is not zero.
+    Of a statically pruned weight, by energy per weight that is not zero; likewise per input that is not
+    zero where ``alive`` says what share of each group's is.
 
     Args:
         weight: ``[N, G, T]``.
         statistics: Supplies ``E[x_g^2]``; without it the weights alone decide.
+        alive: ``[G]`` positive, where zeros of the input are skipped.
     """
     energy = np.square(weight, dtype=np.float64).sum(axis=(0, 2))
     if statistics is not None and statistics.elements:
         energy = energy * (statistics.energy / statistics.elements)
     if nonzero_share(weight) < 1:
         energy = energy / np.maximum(np.count_nonzero(weight, axis=(0, 2)), 1)
+    if alive is not None:
+        energy = energy / alive
     return np.argsort(-energy, kind="stable").astype(np.int64)
 
 
-def cumulative_work(weight: np.ndarray, order: np.ndarray, ends: Sequence[int]) -> list[int]:
+def cumulative_work(
+    weight: np.ndarray, order: np.ndarray, ends: Sequence[int], alive: np.ndarray | None = None
+) -> list[int]:
     """Multiply-accumulates per row up to each of ``ends`` and in all: weights that are not zero.
 
     Args:
         weight: ``[N, G, T]``.
         order: ``[G]``.
         ends: Increasing group counts, all less than ``G``.
+        alive: ``[G]``: share of each group's inputs that is not zero, where zeros are skipped.
     """
     if nonzero_share(weight) == 1:
         per_group = np.full(weight.shape[1], weight.shape[0] * weight.shape[2])
     else:
         per_group = np.count_nonzero(weight, axis=(0, 2))[order]
+    if alive is not None:
+        per_group = per_group * alive[order]
     total = np.cumsum(per_group)
     return [max(1, int(total[end - 1])) for end in (*ends, weight.shape[1])]
 

@@ -22,6 +22,8 @@ def plan(
     test: str,
     budgets: Sequence[float] = BUDGETS,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    skip_zeros: bool = False,
 ) -> list[dict[str, SitePlan]]:
     """Plans all sites once per budget.
 
@@ -31,13 +33,14 @@ def plan(
         test: One of :data:`exprune_cli.sites.TESTS`; sparse sites need none.
         budgets: Rising.
         progress: Called with (sites done, sites).
+        skip_zeros: Whether Convs may leave out their inputs' zeros: that saves FLOPs, not time.
 
     Returns:
         For each budget, plans by site name.
     """
     # Products of matrices round differently on other numbers of threads, and plans must not.
     with threadpool_limits(limits=1, user_api="blas"):
-        return _plan(sites, calibration, test, budgets, progress)
+        return _plan(sites, calibration, test, budgets, progress, skip_zeros)
 
 
 def _plan(
@@ -46,6 +49,7 @@ def _plan(
     test: str,
     budgets: Sequence[float],
     progress: Callable[[int, int], None] | None,
+    skip_zeros: bool,
 ) -> list[dict[str, SitePlan]]:
     result: list[dict[str, SitePlan]] = [{} for _ in budgets]
     weights = output_weights(sites) if test == "calibrated" else {}
@@ -62,7 +66,7 @@ def _plan(
         elif site.kind == "argmax":
             plans = plan_argmax(site, statistics, test, budgets)
         else:
-            plans = plan_relu(site, statistics, test, budgets, weights.get(site.name))
+            plans = plan_relu(site, statistics, test, budgets, weights.get(site.name), skip_zeros)
         if test == "calibrated":
             plans = low_rank.better(site, statistics, plans, budgets, weights.get(site.name))
         plans = _with_shares(site, plans)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from exprune_cli.flops import TEST_COST
-from exprune_cli.planning import bound, calibrated, chunks, stats, threshold
+from exprune_cli.planning import bound, calibrated, chunks, stats, threshold, zeros
 from exprune_cli.planning.prices import MOST_CHECKS, WORTH, choose, prices
 from exprune_cli.sites import Site, SitePlan, SiteStatistics
 
@@ -21,6 +21,7 @@ def plan_relu(
     test: str,
     budgets: Sequence[float],
     weights: np.ndarray | None = None,
+    skip_zeros: bool = False,
 ) -> list[SitePlan]:
     """Plans a ReLU site once per budget.
 
@@ -31,8 +32,12 @@ def plan_relu(
         budgets: Shares of the site's energy ``sum relu(z)^2`` that may be lost, rising.
         weights: ``[N]`` positive: what an output's energy counts, see :func:`output_weights`; for
             ``calibrated``. None: all count the same.
+        skip_zeros: Whether a Conv may leave out its input's zeros.
     """
     weight = site.load_weight()
+    alive = zeros.nonzero_inputs(site, statistics) if skip_zeros else None
+    if alive is not None and test == "bound":
+        return [zeros.lossless(site, alive)] * len(budgets)
     if test == "bound":
         plan = _plan_bound(site, weight, statistics)
         return [plan] * len(budgets)
@@ -42,7 +47,7 @@ def plan_relu(
         return [_plan_stats_blind(site)] * len(budgets)
     if test == "calibrated":
         even = np.ones(site.outputs) if weights is None else weights / weights.mean()
-        return _plan_calibrated(site, weight, statistics, budgets, even)
+        return _plan_calibrated(site, weight, statistics, budgets, even, alive)
     return _plan_one_cut(site, weight, statistics, test, budgets)
 
 
@@ -87,41 +92,47 @@ def _plan_calibrated(
     statistics: SiteStatistics,
     budgets: Sequence[float],
     weights: np.ndarray,
+    alive: np.ndarray | None,
 ) -> list[SitePlan]:
-    order = chunks.energy_order(weight, statistics)
+    order = chunks.energy_order(weight, statistics, alive)
     ends = chunks.candidate_ends(site.groups)
     sums = chunks.partial_sums(statistics.rows, weight, order, ends)
     offset = chunks.known_offset(site, statistics)
     fits = [calibrated.fit(total, sums[-1]) for total in sums[:-1]]
-    *work, whole = chunks.cumulative_work(weight, order, ends)
+    *work, whole = chunks.cumulative_work(weight, order, ends, alive)
+    dense_work = chunks.cumulative_work(weight, order, ())[-1]
     test_cost = TEST_COST["calibrated"](1) * site.outputs / (2 * whole)
     losses = [_expected(f, total, offset, weights) for f, total in zip(fits, sums, strict=False)]
     energy = _output_energy(site, sums[-1] + offset) * weights
-    plans = []
+    plans: list[SitePlan] = []
     for choice in choose(losses, energy, work, whole, budgets, test_cost):
-        if choice is None:
-            plans.append(dense(site, "no check saves more than it costs within the budget"))
+        if choice is None or (alive is not None and not plans):
+            # The first offer of a site that skips zeros is the lossless one.
+            plans.append(
+                zeros.lossless(site, alive)
+                if alive is not None
+                else dense(site, "no check saves more than it costs within the budget")
+            )
             continue
         at = [ends[i] for i in choice.checks]
-        plans.append(
-            SitePlan(
-                site.name,
-                staged=True,
-                reason=_reason(at, site.groups),
-                estimate="prefix",
-                test="calibrated",
-                order=order,
-                ends=(*at, site.groups),
-                parameters=calibrated.limits(
-                    [fits[i] for i in choice.checks],
-                    prices(choice.price, [work[i] for i in choice.checks], whole),
-                    weights,
-                ),
-                saved=choice.saved,
-                pruned=choice.pruned,
-                lost_energy=choice.lost,
-            )
+        plan = SitePlan(
+            site.name,
+            staged=True,
+            reason=_reason(at, site.groups),
+            estimate="prefix",
+            test="calibrated",
+            order=order,
+            ends=(*at, site.groups),
+            parameters=calibrated.limits(
+                [fits[i] for i in choice.checks],
+                prices(choice.price, [work[i] for i in choice.checks], whole),
+                weights,
+            ),
+            saved=choice.saved,
+            pruned=choice.pruned,
+            lost_energy=choice.lost,
         )
+        plans.append(plan if alive is None else zeros.skipping(site, plan, alive, dense_work, whole))
     return plans
 
 

@@ -11,6 +11,7 @@
 #include "prefix_conv.h"
 #include "prefix_gemm.h"
 #include "registry.h"
+#include "sparse_conv.h"
 #include "sparse_gemm.h"
 
 #define EXPRUNE_NAME_OF(name) #name
@@ -32,6 +33,7 @@ const Kernels kKernels = {
     estimated_gemm<LowRankSource>,
     estimated_top_k<LowRankSource>,
     block_conv,
+    sparse_conv,
 };
 
 }  // namespace EXPRUNE_ISA

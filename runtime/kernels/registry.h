@@ -195,6 +195,9 @@ struct Kernels {
   bool (*low_rank_gemm)(const LowRankGemmCall&, const Env&);
   bool (*low_rank_top_k)(const LowRankTopKCall&, const Env&);
   bool (*block_conv)(const BlockConvCall&, const Env&);
+  // head holds all weights [G, T, N] in the order of the reduction, tail is null; survivors is [S + C]: after
+  // those of each check the multiply-accumulates of each chunk, zeros of X left out.
+  bool (*sparse_conv)(const ConvCall&, const Env&);
 };
 
 // The table in use, chosen when the library is loaded: the best that the processor has, or what the

@@ -13,6 +13,7 @@ namespace exprune {
 namespace scalar {
 
 bool block_conv(const BlockConvCall& call, const Env&);  // scalar_block_conv.cpp
+bool sparse_conv(const ConvCall& c, const Env&);         // scalar_sparse_conv.cpp
 
 // Weight of output n for position g of the reduction and tap t.
 static double weight(const Staged& p, int64_t n, int64_t g, int64_t t) {
@@ -276,6 +277,7 @@ const Kernels kKernels = {
     low_rank_gemm,
     low_rank_top_k,
     block_conv,
+    sparse_conv,
 };
 
 }  // namespace scalar

@@ -88,14 +88,14 @@ def make_case(
     checks, head = len(ends) - 1, int(ends[0])
     if op in ("ConvRelu", "PrefixConvBlock"):
         return _block_case(rng, op, x, weights, ends, full_offset, ceiling, strides, dilations, pads)
-    inputs = {
-        "X": x,
-        "order": rng.permutation(groups).astype(np.int64),
-        "ends": ends,
-        "W_head": np.ascontiguousarray(weights[:, :head]),
-        "W_tail": np.ascontiguousarray(weights[:, head:]),
-        "bias": _floats(rng, outputs) * np.float32(0.2),
-    }
+    inputs = {"X": x, "order": rng.permutation(groups).astype(np.int64), "ends": ends}
+    if op == "SparseConvThreshold":
+        inputs["X"] = np.where(x < 0.2, np.float32(0), x)
+        inputs["W"] = np.ascontiguousarray(np.moveaxis(weights, 0, -1))
+    else:
+        inputs["W_head"] = np.ascontiguousarray(weights[:, :head])
+        inputs["W_tail"] = np.ascontiguousarray(weights[:, head:])
+    inputs["bias"] = _floats(rng, outputs) * np.float32(0.2)
     attributes: dict[str, object] = {}
     if conv:
         rank = len(kernel)
@@ -163,6 +163,8 @@ def _output_shape(op: str, inputs: dict[str, np.ndarray], attributes: dict[str, 
     if "Conv" not in op:
         return (*x.shape[:-1], n)
     kernel = inputs["W" if "W" in inputs else "W_head"].shape[2:]
+    if op == "SparseConvThreshold":
+        kernel = inputs["W"].shape[1:-1]
     rank = len(kernel)
     strides, dilations, pads = (attributes[k] for k in ("strides", "dilations", "pads"))
     out = [
@@ -314,4 +316,9 @@ def _survivor_slack(case: Case, want: Outcome) -> np.ndarray:
     unsure = want.unsure
     if "ArgMax" in case.op:  # one decision can decide the row
         unsure = np.broadcast_to(unsure.any(axis=-1, keepdims=True), unsure.shape)
-    return unsure.sum(axis=(1, 2))
+    slack = unsure.sum(axis=(1, 2))
+    if case.op == "SparseConvThreshold":  # a decision can change all work of the chunks after it
+        ends = case.inputs["ends"]
+        weights = case.inputs["W"][..., 0].size // ends[-1]
+        slack = np.concatenate([slack, [0], slack * np.diff(ends) * weights])
+    return slack

@@ -31,6 +31,7 @@ PARAMETERS["Conv"] = PARAMETERS["Gemm"]
 INPUTS = {
     "SparseGemm": ("X", "W", "bias"),
     "ConvRelu": ("X", "W", "bias", "offset", "max"),
+    "SparseConvThreshold": ("X", "order", "ends", "W", "bias", "offset", "max", "scale", "limit"),
     "PrefixConvBlock": (
         *("X", "order", "ends", "W", "bias", "offset", "max"),
         *("scale", "shift", "limit", "block"),
