@@ -35,7 +35,7 @@ class Case:
     quick: tuple[int, int, int]
 
 
-_DIGITS = ("digits_resnet/calibration", "digits_resnet/test", 40, 1000, (8, 40, 40))
+_DIGITS = ("digits_resnet/calibration", "digits_resnet/test", 40, 3000, (8, 40, 40))
 CASES = {
     case.name: case
     for case in (
@@ -51,6 +51,6 @@ CASES = {
             44,
             (2, 4, 4),
         ),
-        Case("relu_lm", "relu_lm/relu_lm.onnx", "relu_lm/calibration", "relu_lm/test", 24, 300, (2, 8, 8)),
+        Case("relu_lm", "relu_lm/relu_lm.onnx", "relu_lm/calibration", "relu_lm/test", 24, 750, (2, 8, 8)),
     )
 }

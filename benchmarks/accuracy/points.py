@@ -19,11 +19,29 @@ from exprune_cli.model import Model
 
 @dataclass
 class Score:
-    """Share of the whole model's FLOPs that is cut, the drop of the metric, share of changed predictions."""
+    """How a setting does on a set of samples.
+
+    Attributes:
+        cut: Share of the whole model's FLOPs that is cut.
+        drop: Mean drop of the metric.
+        changed: Share of changed predictions.
+        error: Standard error of ``drop``, samples being independent of each other.
+    """
 
     cut: float
     drop: float
     changed: float
+    error: float = 0.0
+
+    @property
+    def careful(self) -> float:
+        """The drop that choices are made by: what is best on few samples is so by luck in part."""
+        return self.drop + self.error
+
+
+def standard_error(losses: np.ndarray) -> float:
+    """Of the mean of paired losses ``[n]``; a set without any change says no more than one in ``n``."""
+    return float(np.sqrt((np.var(losses) + 1 / len(losses) ** 2) / len(losses)))
 
 
 @dataclass
@@ -54,8 +72,8 @@ class Result:
 
 
 def choose(points: Sequence[Point], target: float) -> Point | None:
-    """The largest cut whose validation drop is within the target."""
-    within = [p for p in points if p.validation.drop <= target and p.validation.cut > 0]
+    """The largest cut whose validation drop, and a standard error more, is within the target."""
+    within = [p for p in points if p.validation.careful <= target and p.validation.cut > 0]
     return max(within, key=lambda p: p.validation.cut, default=None)
 
 
@@ -89,5 +107,6 @@ class SimulatedScorer:
         assert (
             scorer.scores is not None and scorer.baseline_scores is not None and scorer.agreement is not None
         )
-        drop = float(np.mean(scorer.baseline_scores - scorer.scores))
-        return Score(saved / self.dense, drop, 1 - scorer.agreement)
+        losses = scorer.baseline_scores - scorer.scores
+        error = standard_error(losses)
+        return Score(saved / self.dense, float(np.mean(losses)), 1 - scorer.agreement, error)

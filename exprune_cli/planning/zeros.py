@@ -24,6 +24,8 @@ def nonzero_inputs(site: Site, statistics: SiteStatistics | None) -> np.ndarray 
     """
     if site.conv is None or statistics is None or not statistics.elements or site.groups < 2:
         return None
+    if not np.isfinite(site.load_weight()).all():  # a zero times infinity is a NaN
+        return None
     alive = np.asarray(1 - statistics.input_zeros / statistics.elements, np.float64)
     test = TEST_COST["calibrated"](1) / (2 * site.groups * site.taps)
     if 1 - alive.mean() <= 1 / (2 * site.outputs) + test:

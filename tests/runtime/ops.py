@@ -16,6 +16,7 @@ from . import quantized
 from .cases import KINDS, random_site
 from .test_block_conv import block_inputs, exact_inputs
 from .test_low_rank import case as low_rank_case
+from .test_sparse_conv import sparse_inputs
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
 #: What the sound bounds rest on: with other values there the result is nobody's promise.
@@ -72,6 +73,11 @@ def valid(op: str, rng: np.random.Generator) -> Call:
         full, clipped = bool(rng.integers(2)), bool(rng.integers(2))
         inputs, attributes = block_inputs(seed, **shape, **more, full=full, clipped=clipped)
         return Call(op, exact_inputs(inputs) if op == "ConvRelu" else inputs, attributes)
+    if op == "SparseConvThreshold":
+        more = {"batch": min(rows, 5), "outputs": min(outputs, 33), "groups": min(groups, 16)}
+        full, clipped = bool(rng.integers(2)), bool(rng.integers(2))
+        inputs, attributes = sparse_inputs(seed, **_conv(rng), **more, full=full, clipped=clipped)
+        return Call(op, inputs, attributes)
     return _prefix(op, rng, rows, outputs, groups, flags)
 
 
