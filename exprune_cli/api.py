@@ -56,32 +56,38 @@ _SPREAD_SAMPLES = 256
 
 def calibrate(
     model: ModelSource,
-    data: Data,
+    data: Data | None = None,
     output: PathLike | None = None,
     *,
     max_samples: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    allow_random: bool = False,
     progress: Progress | None = None,
 ) -> Calibration:
     """Runs a model over sample data and collects what planning needs (``exprune calibrate``).
 
     Args:
         model: The model.
-        data: The samples.
+        data: The samples; None with ``allow_random``.
         output: Where to write the calibration file; None to only return it.
         max_samples: Use at most so many samples, drawn with ``seed``; None for all.
         batch_size: Samples per run, where the model's batch is dynamic; None for what memory allows.
         seed: Seed of everything that is drawn.
+        allow_random: Take random numbers for samples. They say nothing of real data, and the result,
+            and whatever is made with it, says so.
         progress: Where progress is shown.
 
     Raises:
         ExpruneError: A bad model, bad data, or ``output`` cannot be written.
-        UsageError: ``output`` is the model.
+        UsageError: ``output`` is the model; there is neither ``data`` nor ``allow_random``, or both.
     """
     if output is not None:
         check_output(output, paths({"the model": model}))
+    if (data is None) != allow_random:
+        raise UsageError("give --data, or --allow-random to calibrate on random numbers, and not both")
     from exprune_cli.data import open_data
+    from exprune_cli.data.random_data import random_data
     from exprune_cli.match import match
     from exprune_cli.model import load
     from exprune_cli.observe import observe
@@ -89,7 +95,7 @@ def calibrate(
 
     begin(progress, "loading")
     loaded = load(model)
-    samples = open_data(data, loaded.proto)
+    samples = random_data(loaded, max_samples, seed) if data is None else open_data(data, loaded.proto)
     if max_samples is not None and max_samples < len(samples):
         samples = samples.take(max_samples, seed)
     found = observe(
@@ -100,6 +106,7 @@ def calibrate(
         batch_size=batch_size,
         progress=counting(progress, "calibrating", len(samples)),
     )
+    found.random = data is None
     calibration = widen(Calibration, found)
     if output is not None:
         calibration.save(output)
@@ -157,6 +164,7 @@ def optimize(
     measure: bool = True,
     dry_run: bool = False,
     seed: int = 0,
+    allow_random: bool = False,
     progress: Progress | None = None,
 ) -> Optimized:
     """Stages a model's sites (``exprune optimize``).
@@ -179,6 +187,8 @@ def optimize(
         measure: Whether timings on this machine may decide what is staged.
         dry_run: Do everything but write.
         seed: Seed of everything that is drawn.
+        allow_random: Plan on random numbers where there are no samples; nothing is verified then, and the
+            file and its report say so.
         progress: Where progress is shown.
 
     Raises:
@@ -186,7 +196,7 @@ def optimize(
         ExpruneError: A bad model, bad data, or ``output`` cannot be written.
         GateError: ``max_drop`` cannot be met or certified. Nothing is written.
     """
-    check_optimize(calibration, data, test, max_drop, confidence, metric, batch)
+    check_optimize(calibration, data, test, max_drop, confidence, metric, batch, allow_random)
     if output is not None:
         check_output(output, paths({"the input": input, "the calibration file": calibration}))
     from exprune_cli.model import load
@@ -198,6 +208,8 @@ def optimize(
         assert model.path is not None  # bytes and protos have no files beside them
         for weights in external_files(model.path):
             check_output(output, {"the input's external data": weights})
+    if allow_random:
+        calibration = calibrate(input, seed=seed, allow_random=True, progress=progress)
     statistics = calibration_of(model, calibration)
     samples = open_unseen(model, data, statistics)
     done = optimize_model(

@@ -29,13 +29,16 @@ def check_optimize(
     confidence: float | None,
     metric: str | MetricFunction | None,
     batch: int | None,
+    allow_random: bool = False,
 ) -> None:
     """Checks that the options of ``optimize`` fit together.
 
     Raises:
         UsageError: They do not.
     """
-    if test == "calibrated" and calibration is None and data is None:
+    if allow_random and (data is not None or calibration is not None):
+        raise UsageError("--allow-random stands in for samples: leave it out with --data or --calibration")
+    if test == "calibrated" and calibration is None and data is None and not allow_random:
         raise UsageError("--test calibrated needs --calibration or --data")
     if max_drop is not None and data is None:
         raise UsageError("--max-drop needs --data: the drop is measured on samples")

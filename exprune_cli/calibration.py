@@ -73,7 +73,7 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
 
 
 def _serialise(calibration: Calibration) -> bytes:
-    header = {
+    header: dict[str, object] = {
         "format": FORMAT,
         "version": VERSION,
         "model_sha256": calibration.model_sha256,
@@ -93,6 +93,8 @@ def _serialise(calibration: Calibration) -> bytes:
             for name, site in calibration.sites.items()
         ],
     }
+    if calibration.random:
+        header["random"] = True
     arrays = {"sample_ids": np.asarray(calibration.sample_ids, np.uint64)}
     for index, site in enumerate(calibration.sites.values()):
         arrays |= _arrays(site, index)
@@ -180,6 +182,9 @@ class _Reader:
         seed = header.get("seed")
         if type(seed) is not int or abs(seed) >= 2**64:
             raise _Unsound("is damaged: seed is no number")
+        random = header.get("random", False)
+        if not isinstance(random, bool):
+            raise _Unsound("is damaged: random is no truth value")
         entries = header.get("sites")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise _Unsound("is damaged: sites is no list of objects")
@@ -189,7 +194,7 @@ class _Reader:
             _demand(name not in sites, f"is damaged: site {index} has the name of another")
             sites[name] = self._site(entry, index)
         _demand(not self._infos, "is damaged: it has members that do not belong there")
-        return Calibration(model, digest, seed, count, ids, sites)
+        return Calibration(model, digest, seed, count, ids, sites, random)
 
     def _header(self) -> dict[str, Any]:
         info = self._infos.pop("header.json", None)
@@ -323,6 +328,7 @@ def merge(a: Calibration, b: Calibration) -> Calibration:
         samples=len(ids),
         sample_ids=ids,
         sites={name: _merge_site(site, b.sites[name]) for name, site in a.sites.items()},
+        random=a.random or b.random,
     )
 
 

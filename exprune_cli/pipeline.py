@@ -141,6 +141,10 @@ def optimize_model(
     model = with_top_k(model, wanted)
     if confidence is not None and data is None:
         raise UsageError("--confidence needs --data: a certificate comes from samples")
+    if confidence is not None and calibration is not None and calibration.random:
+        raise UsageError(
+            "--confidence: a plan made on random data is never certified: calibrate with samples"
+        )
     begin(progress, "looking for sites")
     matches = match(model, exclude)
     calibration, held_out = _statistics(model, matches, calibration, data, seed, progress)
@@ -169,6 +173,7 @@ def optimize_model(
             measure=None if measure else False,
         ),
         calibration_samples=calibration.samples if calibration else None,
+        random_data=calibration is not None and calibration.random,
     )
     if record.test in LOSSY and matches.sites:
         plans = _lossy(

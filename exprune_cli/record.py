@@ -101,6 +101,7 @@ class Record:
         seed: Of all random choices; None in older files.
         options: Options of ``optimize`` that were given, by their names in Python.
         calibration_samples: How many samples calibrated it; None without, or in older files.
+        random_data: Whether the samples that calibrated it were random numbers.
         tried: What was tried on held-out samples, see :class:`exprune_cli.report_data.Alternative`; at
             most :data:`MOST_TRIED`.
     """
@@ -119,6 +120,7 @@ class Record:
     options: dict[str, object] = field(default_factory=dict)
     calibration_samples: int | None = None
     tried: list[dict[str, object]] = field(default_factory=list)
+    random_data: bool = False
 
 
 def write_record(proto: onnx.ModelProto, record: Record) -> None:

@@ -137,6 +137,7 @@ class Origin:
         options: Options that were given, by their names in Python.
         calibration: Digest of the samples that calibrated it; None without.
         calibration_samples: How many there were; None without, or in files that do not say.
+        random_data: Whether they were random numbers, and say nothing of real data.
         top_k: Outputs that gave way to their K best.
     """
 
@@ -149,6 +150,7 @@ class Origin:
     options: dict[str, object]
     calibration: str | None
     calibration_samples: int | None
+    random_data: bool
     top_k: dict[str, int]
 
 

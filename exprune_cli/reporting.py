@@ -52,6 +52,10 @@ __all__ = [
 ]
 
 
+#: What a report says of a model that was planned on random data.
+RANDOM_DATA = "planned on random data (--allow-random), not on samples: what it saves and loses on real data is not known"
+
+
 def build_report(
     model: Model,
     *,
@@ -106,6 +110,8 @@ def build_report(
         report.fidelity = Fidelity(**_known_fields(Fidelity, record.quality))
     if record is not None:
         report.notes += memory_notes(record)
+        if record.random_data:
+            report.notes.append(RANDOM_DATA)
     if record is not None and record.certificate:
         report.certificate = Certificate(**_known_fields(Certificate, record.certificate))
     weights = _weights(proto)

@@ -122,13 +122,15 @@ class Calibration(sites.Calibration):
             "data_digest": self.data_digest,
             "seed": self.seed,
             "samples": self.samples,
+            "random": self.random,
             "sites": {name: _zeros(site) for name, site in self.sites.items()},
         }
 
     def __repr__(self) -> str:
         from exprune_cli.render import plural
 
-        return f"<Calibration of {plural(len(self.sites), 'site')} from {plural(self.samples, 'sample')}>"
+        kind = "random sample" if self.random else "sample"
+        return f"<Calibration of {plural(len(self.sites), 'site')} from {plural(self.samples, kind)}>"
 
     def _repr_html_(self) -> str:
         from exprune_cli.notebook import as_table

@@ -175,6 +175,7 @@ class Calibration:
         sample_ids: ``[samples]`` uint64 digests of the single samples, so that a later step
             can tell which samples of a folder were not used.
         sites: Statistics by site name.
+        random: Whether the samples were random numbers, see :mod:`exprune_cli.data.random_data`.
     """
 
     model_sha256: str
@@ -183,6 +184,7 @@ class Calibration:
     samples: int
     sample_ids: np.ndarray
     sites: dict[str, SiteStatistics]
+    random: bool = False
 
 
 @dataclass

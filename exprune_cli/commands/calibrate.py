@@ -35,6 +35,11 @@ from exprune_cli.commands.common import print_next, quiet, with_verbosity
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="S", help="Seed of what is drawn."
 )
+@click.option(
+    "--allow-random",
+    is_flag=True,
+    help="Calibrate on random numbers in place of --data. They say nothing of real inputs; FILE says so.",
+)
 @with_verbosity
 def calibrate(
     model: tuple[str, ...],
@@ -44,6 +49,7 @@ def calibrate(
     max_samples: int | None,
     batch_size: int | None,
     seed: int,
+    allow_random: bool,
 ) -> None:
     """Collect the statistics that optimize plans with.
 
@@ -63,7 +69,7 @@ def calibrate(
     if merge:
         if len(model) < 2 or output is None:
             raise click.UsageError("--merge needs two or more calibration files, and -o FILE")
-        if data is not None or max_samples is not None or batch_size is not None:
+        if data is not None or allow_random or max_samples is not None or batch_size is not None:
             raise click.UsageError("--merge runs no model: it goes with -o alone")
         merged = api.merge_calibrations(model, output)
         sites, samples = plural(len(merged.sites), "site"), plural(merged.samples, "sample")
@@ -71,14 +77,22 @@ def calibrate(
         return
     if len(model) != 1:
         raise click.UsageError(f"got {len(model)} files: give one MODEL, or --merge for calibration files")
-    if data is None:
+    if data is None and not allow_random:
         raise click.UsageError("Missing option '--data'.")
     source = model[0]
     target = output or f"{Path(source).stem}.calib"
     with Progress(False if quiet() else None) as progress:
         done = api.calibrate(
-            source, data, target, max_samples=max_samples, batch_size=batch_size, seed=seed, progress=progress
+            source,
+            data,
+            target,
+            max_samples=max_samples,
+            batch_size=batch_size,
+            seed=seed,
+            allow_random=allow_random,
+            progress=progress,
         )
-    sites, samples = plural(len(done.sites), "site"), plural(done.samples, "sample")
+    kind = "random sample" if done.random else "sample"
+    sites, samples = plural(len(done.sites), "site"), plural(done.samples, kind)
     write_line(f"{target}: statistics of {sites} from {samples}")
     print_next(after_calibrate(source, target))

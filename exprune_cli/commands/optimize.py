@@ -50,6 +50,11 @@ if TYPE_CHECKING:
     help="Return only the K largest values of OUTPUT, and their indices. Can be repeated.",
 )
 @click.option("--batch", type=click.IntRange(1), metavar="N", help="Batch size that the model is meant for.")
+@click.option(
+    "--allow-random",
+    is_flag=True,
+    help="Without samples: plan on random numbers. Nothing is verified; OUT and the report say so.",
+)
 @click.option("--no-measure", is_flag=True, help="Decide without timings on this machine.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, write nothing.")
 @click.option(
@@ -73,6 +78,7 @@ def optimize(
     exclude: tuple[str, ...],
     top_k: tuple[str, ...],
     batch: int | None,
+    allow_random: bool,
     no_measure: bool,
     dry_run: bool,
     format: str,
@@ -102,6 +108,7 @@ def optimize(
             batch=batch,
             measure=not no_measure,
             dry_run=dry_run,
+            allow_random=allow_random,
             progress=progress,
         )
     explain(done.report)
