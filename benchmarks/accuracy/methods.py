@@ -23,7 +23,7 @@ from exprune_cli.planning.allocation import OFFERS, allocate, rows_per_sample
 from exprune_cli.planning.chunks import known_offset
 from exprune_cli.planning.planner import plan
 from exprune_cli.planning.relu import dense
-from exprune_cli.search import Gate, evaluate
+from exprune_cli.search import Candidate, Gate, evaluate
 from exprune_cli.sensitivity import measure_sensitivity
 from exprune_cli.sites import Calibration, Site, SitePlan
 
@@ -76,10 +76,8 @@ def ours(bench: Bench, skip_zeros: bool = True) -> list[Result]:
 
     def score(step: Mapping[str, SitePlan], data: DataSet, dense: float) -> Score:
         found = evaluate(model, sites, step, data, _GATE, bench.baseline)
-        agreement = found.quality["agreement"]
-        assert isinstance(agreement, float)
         error = standard_error(found.losses)
-        return Score(1 - found.flops / dense, found.drop.mean, 1 - agreement, error)
+        return Score(1 - found.flops / dense, found.drop.mean, _changed(found), error)
 
     points: dict[int, Point] = {}
 
@@ -98,6 +96,12 @@ def ours(bench: Bench, skip_zeros: bool = True) -> list[Result]:
     return [Result(name, tried, seconds, f"{len(tried)} of {len(steps)} steps of the knob")]
 
 
+def _changed(found: Candidate) -> float:
+    """Share of changed predictions; of outputs that are no predictions, of changed scores."""
+    agreement = found.quality["agreement"]
+    return 1 - agreement if isinstance(agreement, float) else float(np.mean(found.losses != 0))
+
+
 def zeros_skipped(bench: Bench) -> list[Result]:
     """Only zeros of Convs' inputs left out: nothing changes. None where no Conv reads zeros."""
     start = time.perf_counter()
@@ -109,7 +113,7 @@ def zeros_skipped(bench: Bench) -> list[Result]:
         return []
     seconds = bench.seconds + time.perf_counter() - start
     made = evaluate(bench.model, bench.sites, plans, bench.test, _GATE, bench.baseline)
-    score = Score(1 - made.flops / bench.dense_test, made.drop.mean, 1 - float(made.quality["agreement"]))  # type: ignore[arg-type]
+    score = Score(1 - made.flops / bench.dense_test, made.drop.mean, _changed(made))
     return [Result("zeros of Convs' inputs, exact", [Point(None, score, score)], seconds)]
 
 
