@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exprune_cli.available import check_fits
 from exprune_cli.data.dataset import digest_of
 from exprune_cli.errors import ExpruneError
 from exprune_cli.model import write_bytes
@@ -170,6 +171,7 @@ class _Reader:
         _demand(len(infos) == len(self._infos), "is damaged: members occur twice")
         total = sum(info.file_size for info in infos)
         _demand(total <= min(_MAX_BYTES, _MAX_EXPANSION * size), "is damaged: impossible sizes")
+        check_fits(total, f"{archive.filename}: unpacked")
 
     def calibration(self) -> Calibration:
         header = self._header()

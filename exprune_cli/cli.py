@@ -78,6 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has gone. Python would complain once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _CLOSED_PIPE
+    except MemoryError:
+        return _fail(
+            "not enough memory: close other programs, or give less at once (--batch)", _INTERNAL_ERROR
+        )
     except Exception as error:  # noqa: BLE001, the last line of defence
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(
@@ -89,10 +93,10 @@ class _Warnings(logging.Handler):
     """Shows what the steps log, in the form of all messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from exprune_cli.render import write_line
+        from exprune_cli.render import printable, write_line
 
         kind = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        write_line(f"exprune: {kind}{' '.join(record.getMessage().split())}", sys.stderr)
+        write_line(f"exprune: {kind}{printable(' '.join(record.getMessage().split()))}", sys.stderr)
 
 
 def _show_warnings() -> None:
@@ -105,7 +109,8 @@ def _show_warnings() -> None:
 def _fail(message: str, code: int, error: BaseException | None = None) -> int:
     if error is not None and os.environ.get("EXPRUNE_DEBUG"):
         traceback.print_exception(error)
-    from exprune_cli.render import write_line
+    from exprune_cli.render import printable, write_line
 
-    write_line(f"exprune: error: {' '.join(message.split())}", sys.stderr)
+    # Messages quote names from files.
+    write_line(f"exprune: error: {printable(' '.join(message.split()))}", sys.stderr)
     return code

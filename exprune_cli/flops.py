@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import onnx
 
+from exprune_cli.errors import ExpruneError
 from exprune_cli.record import SiteRecord
 from exprune_cli.staged_nodes import DOMAIN, weight_input
 
@@ -195,6 +196,16 @@ def spent_flops(site: SiteRecord, rows: int, survivors: Sequence[float]) -> floa
             that skips zeros, the multiply-accumulates ``[C]`` of its chunks may follow; else they are
             those expected.
     """
+    try:
+        return _spent(site, rows, survivors)
+    except (IndexError, KeyError, ValueError, ZeroDivisionError, OverflowError):
+        # What a file says of a site is read from its metadata, which anybody may have written.
+        raise ExpruneError(
+            f"what the model records of site '{site.name}' does not fit together: optimise the original again"
+        ) from None
+
+
+def _spent(site: SiteRecord, rows: int, survivors: Sequence[float]) -> float:
     if site.outputs is None or site.groups is None or site.taps is None:
         raise ValueError(f"site {site.name} has no sizes")
     # Without chunks a survivor is computed whole.

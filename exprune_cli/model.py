@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import external_data_helper
 
+from exprune_cli.available import check_fits
 from exprune_cli.errors import ExpruneError
-from exprune_cli.protobuf import MESSAGE_LIMIT, byte_size, model_digest
+from exprune_cli.external_data import is_external, read_external, tensor_bytes
+from exprune_cli.protobuf import MESSAGE_LIMIT, byte_size, copy_fields, model_digest
+from exprune_cli.structure import all_tensors, check_content, check_structure
 
 #: The weights of larger models go to a file beside the model.
 _MESSAGE_LIMIT = MESSAGE_LIMIT
@@ -59,24 +62,41 @@ def load(source: ModelSource) -> Model:
     """
     if isinstance(source, onnx.ModelProto):
         _check_whole(source, "the given model")
+        check_structure(source, "the given model")
         _check(source, "the given model")
         return Model(source, None, model_digest(source))
     if isinstance(source, bytes):
         proto = _parse(source, "the given bytes")
         _check_whole(proto, "the given bytes")
+        _check(proto, "the given bytes")
         return Model(proto, None, hashlib.sha256(source).hexdigest())
     path = Path(source)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ExpruneError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ExpruneError(f"{path}: cannot be read ({error.strerror})") from None
+    content = _read(path)
     proto = _parse(content, str(path))
     digest = hashlib.sha256(content)
     del content
     external = _load_external(proto, path, digest)
+    _check(proto, str(path))
     return Model(proto, path, digest.hexdigest(), external)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        # Without waiting: a pipe has no other end, perhaps.
+        with open(
+            os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
+        ) as file:
+            found = os.fstat(file.fileno())
+            if stat.S_ISDIR(found.st_mode):
+                raise ExpruneError(f"{path}: cannot be read: it is a folder")
+            if not stat.S_ISREG(found.st_mode):
+                raise ExpruneError(f"{path}: cannot be read: it is no regular file")
+            check_fits(found.st_size, str(path))
+            return file.read()
+    except FileNotFoundError:
+        raise ExpruneError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        raise ExpruneError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _parse(content: bytes, where: str) -> onnx.ModelProto:
@@ -91,26 +111,39 @@ def _parse(content: bytes, where: str) -> onnx.ModelProto:
         raise ExpruneError(f"{where}: not an ONNX model (or cut short): it cannot be parsed") from None
     if not proto.HasField("graph") or not proto.ir_version:
         raise ExpruneError(f"{where}: not an ONNX model: it has no graph")
-    _check(proto, where)
+    check_structure(proto, where)
     return proto
 
 
 def _check(proto: onnx.ModelProto, where: str) -> None:
-    # Weights outside the file are checked when they are loaded; the checker wants them on disk.
-    if any(external_data_helper.uses_external_data(t) for t in proto.graph.initializer):
-        return
+    for tensor in all_tensors(proto):
+        check_content(tensor, where)
     if byte_size(proto) >= MESSAGE_LIMIT:
-        return  # more than the checker takes
+        proto = _without_weights(proto)  # more than the checker takes
     try:
         onnx.checker.check_model(proto)
-    except (onnx.checker.ValidationError, ValueError) as error:
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise ExpruneError(f"{where}: not a valid ONNX model: {_first_line(error)}") from None
+
+
+def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which the initializers are graph inputs."""
+    light = onnx.ModelProto()
+    copy_fields(proto, light, without="graph")
+    copy_fields(proto.graph, light.graph, without="initializer")
+    declared = {value.name for value in light.graph.input}
+    light.graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in proto.graph.initializer
+        if tensor.name not in declared
+    )
+    return light
 
 
 def _check_whole(proto: onnx.ModelProto, where: str) -> None:
     if not proto.HasField("graph") or not proto.ir_version:
         raise ExpruneError(f"{where}: not an ONNX model: it has no graph")
-    outside = next((t for t in _all_tensors(proto) if external_data_helper.uses_external_data(t)), None)
+    outside = next((t for t in all_tensors(proto) if is_external(t)), None)
     if outside is not None:
         raise ExpruneError(
             f"{where}: keeps '{outside.name}' in another file: give the model's path, or load it with its "
@@ -119,26 +152,21 @@ def _check_whole(proto: onnx.ModelProto, where: str) -> None:
 
 
 def _load_external(proto: onnx.ModelProto, path: Path, digest: hashlib._Hash) -> bool:
-    tensors = [t for t in _all_tensors(proto) if external_data_helper.uses_external_data(t)]
+    tensors = [t for t in all_tensors(proto) if is_external(t)]
     if not tensors:
         return False
+    check_fits(sum(tensor_bytes(t) or 0 for t in tensors), f"{path}: external data")
     for tensor in tensors:
         try:
-            # onnx refuses absolute paths, '..' and links out of the model's folder here.
-            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-        except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
-            raise ExpruneError(
-                f"{path}: external data of '{tensor.name}' cannot be loaded: {_first_line(error)}"
-            ) from None
+            content = read_external(tensor, path.parent)
+        except ExpruneError as error:
+            raise ExpruneError(f"{path}: {error}") from None
+        tensor.raw_data = content
         tensor.ClearField("data_location")
         del tensor.external_data[:]
         digest.update(tensor.name.encode() + b"\0")
-        digest.update(tensor.raw_data)
+        digest.update(content)
     return True
-
-
-def _all_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
-    return list(external_data_helper._get_all_tensors(proto))
 
 
 def _first_line(error: BaseException) -> str:

@@ -59,10 +59,16 @@ def _same_file(first: Path, second: Path) -> bool:
 
 
 def external_files(path: PathLike) -> list[Path]:
-    """The files beside a model that hold its weights."""
+    """The files beside a model that hold its weights.
+
+    Raises:
+        ExpruneError: One is named that must not be read.
+    """
     import onnx
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    from exprune_cli.external_data import is_external, place_of
+    from exprune_cli.structure import all_tensors
 
     proto = onnx.load(os.fspath(path), load_external_data=False)
-    tensors = [tensor for tensor in proto.graph.initializer if uses_external_data(tensor)]
-    return [Path(path).parent / name for name in {ExternalDataInfo(tensor).location for tensor in tensors}]
+    names = {place_of(tensor).location for tensor in all_tensors(proto) if is_external(tensor)}
+    return [Path(path).parent / name for name in sorted(names)]

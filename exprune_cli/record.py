@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 
 import onnx
 
 from exprune_cli.errors import ExpruneError
+from exprune_cli.plain import from_plain
 
 #: Key in ``ModelProto.metadata_props``.
 KEY = "exprune"
@@ -151,9 +153,32 @@ def read_record(proto: onnx.ModelProto) -> Record | None:
                 f"the model was written by {data.get('tool', 'another exprune')} (record version {version}); "
                 f"this exprune reads version {SCHEMA_VERSION}: update exprune"
             )
-        sites = [SiteRecord(**site) for site in data.pop("sites")]
-        return Record(sites=sites, **data)
+        return _checked(from_plain(Record, data))
+    except RecursionError:
+        raise ExpruneError(
+            f"the model's '{KEY}' metadata cannot be read (nested too deeply): optimise the original again"
+        ) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ExpruneError(
             f"the model's '{KEY}' metadata cannot be read ({error}): optimise the original again"
         ) from error
+
+
+def _checked(record: Record) -> Record:
+    """Checks what the types do not say."""
+    from exprune_cli.report_data import Alternative, Certificate, Fidelity
+
+    for kind, value in ((Fidelity, record.quality), (Certificate, record.certificate)):
+        if value is not None:
+            from_plain(kind, value, ignore_unknown=True)
+    for point in record.tried:
+        from_plain(Alternative, point, ignore_unknown=True)
+    if not 1 <= record.batch < 2**31:
+        raise ValueError(f"a batch of {record.batch} samples is not possible")
+    if any(k < 1 for k in record.top_k.values()):
+        raise ValueError("top_k has a K below 1")
+    for site in record.sites:
+        sizes = [size for size in (site.outputs, site.groups, site.taps) if size is not None]
+        if min([*sizes, *site.ends], default=0) < 0 or not all(map(math.isfinite, site.parameters.values())):
+            raise ValueError(f"site '{site.name}' has impossible sizes")
+    return record

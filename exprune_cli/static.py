@@ -12,6 +12,8 @@ from exprune_cli.model import model_inputs
 from exprune_cli.shapes import infer_shapes
 from exprune_cli.staged_nodes import DOMAIN, staged_view, weight_input
 
+#: Zeros or random numbers are made for inputs of at most this many elements.
+MOST_ELEMENTS = 2**28
 #: Initializers up to this many elements keep their values: shapes are computed from such ones.
 _KEEP_ELEMENTS = 256
 
@@ -51,6 +53,8 @@ def zero_feeds(proto: onnx.ModelProto, batch: int = 1) -> dict[str, np.ndarray] 
         if any(not dim.HasField("dim_value") for dim in dims[1:]):
             return None
         shape = [dim.dim_value if dim.HasField("dim_value") else batch for dim in dims]
+        if min(shape, default=0) < 0 or math.prod(shape) > MOST_ELEMENTS:
+            return None
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         if dtype.kind not in "fiub":
             return None

@@ -9,6 +9,7 @@ effects (layouts, threads) are the caller's to check on the whole model.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from exprune_cli.sessions import Feeds, open_session, run
 from exprune_cli.shapes import Dims
 from exprune_cli.site_values import SiteValues, read_by
 from exprune_cli.sites import Site, SitePlan
+from exprune_cli.static import MOST_ELEMENTS
 
 #: A site is staged only if it wins by more than this: the noise of a paired median.
 MARGIN = 1.03
@@ -262,6 +264,8 @@ def random_feeds(model: Model, batch: int, seed: int, count: int = 4) -> list[Fe
                     size.dim_value
                     or (sizes.setdefault(size.dim_param, unknown) if size.dim_param else unknown)
                 )
+            if min(shape, default=0) < 0 or math.prod(shape) > MOST_ELEMENTS:
+                return None
             dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
             if dtype.kind not in "fiub":
                 return None

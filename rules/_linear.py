@@ -127,7 +127,9 @@ def _read_matrix(graph: ModelGraph, node: gs.Node) -> Linear | Reason:
     outputs, groups = weight.shape if transposed else weight.shape[::-1]
     if not gemm and graph.rank(node.inputs[0].name) == 1:
         return Reason("input-rank", "its input is a vector without a leading dimension")
-    alpha = float(node.attrs.get("alpha", 1.0)) if gemm else 1.0
+    alpha, beta = (_factor(node, name) if gemm else 1.0 for name in ("alpha", "beta"))
+    if alpha is None or beta is None:
+        return Reason("odd-attributes", "its alpha or beta is no finite number")
     linear = Linear(
         node=node,
         input=node.inputs[0],
@@ -142,8 +144,13 @@ def _read_matrix(graph: ModelGraph, node: gs.Node) -> Linear | Reason:
         nodes=[node],
     )
     if gemm and len(node.inputs) > 2 and node.inputs[2].name:
-        return _gemm_addend(graph, linear, node.inputs[2], float(node.attrs.get("beta", 1.0)))
+        return _gemm_addend(graph, linear, node.inputs[2], beta)
     return _size_problem(linear) or linear
+
+
+def _factor(node: gs.Node, name: str) -> float | None:
+    value = node.attrs.get(name, 1.0)
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _gemm_addend(graph: ModelGraph, linear: Linear, addend: gs.Tensor, beta: float) -> Linear | Reason:
@@ -216,6 +223,9 @@ def _read_conv(graph: ModelGraph, node: gs.Node) -> Linear | Reason:
 
 def _geometry(graph: ModelGraph, node: gs.Node, kernel: tuple[int, ...]) -> ConvGeometry | Reason:
     rank = len(kernel)
+    odd = _odd_attributes(node, kernel)
+    if odd is not None:
+        return odd
     strides = tuple(node.attrs.get("strides") or (1,) * rank)
     dilations = tuple(node.attrs.get("dilations") or (1,) * rank)
     auto = node.attrs.get("auto_pad", "NOTSET")
@@ -244,6 +254,22 @@ def _geometry(graph: ModelGraph, node: gs.Node, kernel: tuple[int, ...]) -> Conv
     if any(p < 0 for p in pads):
         return Reason("negative-pads", "negative pads are not staged")
     return ConvGeometry(kernel, strides, dilations, pads)
+
+
+def _odd_attributes(node: gs.Node, kernel: tuple[int, ...]) -> Reason | None:
+    """Why a Conv's attributes are none that a Conv can have."""
+    rank = len(kernel)
+    shape = node.attrs.get("kernel_shape")
+    for name, length, least in (("strides", rank, 1), ("dilations", rank, 1), ("pads", 2 * rank, None)):
+        values = node.attrs.get(name) or ()
+        whole = isinstance(values, (list, tuple)) and all(isinstance(value, int) for value in values)
+        if not whole or (values and len(values) != length) or any(abs(value) >= 2**31 for value in values):
+            return Reason("odd-attributes", f"its {name} are not {length} sizes")
+        if least is not None and min(values, default=least) < least:
+            return Reason("odd-attributes", f"its {name} are not positive")
+    if shape and tuple(shape) != kernel:
+        return Reason("odd-attributes", "its kernel_shape is not its weight's")
+    return None
 
 
 # --- what follows it -------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 
 import numpy as np
 import onnx
@@ -69,17 +70,35 @@ def _small_value(graph: ModelGraph, tensor: gs.Tensor) -> np.ndarray | None:
     values: dict[str, np.ndarray] = {}
     if not _collect(graph, tensor, chain, values):
         return None
-    nodes = [graph.node_proto(node) for node in graph.graph.nodes if id(node) in chain]
-    output = onnx.helper.make_value_info(tensor.name, onnx.TypeProto())
-    body = onnx.helper.make_graph(
-        nodes, "pads", [], [output], [onnx.numpy_helper.from_array(v, name) for name, v in values.items()]
-    )
-    model = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", graph.model.opset)])
+    opsets = [onnx.helper.make_opsetid("", graph.model.opset)]
     with contextlib.suppress(Exception):  # whatever the evaluator cannot do: the Pad then stays where it is
-        results = ReferenceEvaluator(model).run(None, {})
-        if isinstance(results, list):
-            return np.asarray(results[0])
+        for node in (graph.node_proto(node) for node in graph.graph.nodes if id(node) in chain):
+            if not _compute(node, values, opsets):
+                return None
+        return values[tensor.name]
     return None
+
+
+def _compute(
+    node: onnx.NodeProto, values: dict[str, np.ndarray], opsets: list[onnx.OperatorSetIdProto]
+) -> bool:
+    """Adds a node's result to ``values``; False if it is no small one.
+
+    One node at a time, as a chain of few nodes can ask for more than the memory.
+    """
+    inputs = [name for name in dict.fromkeys(node.input) if name]
+    if node.op_type == "ConstantOfShape":
+        size = math.prod(int(size) for size in values[inputs[0]])
+        if not 0 <= size <= _MOST_ELEMENTS:
+            return False
+    output = onnx.helper.make_value_info(node.output[0], onnx.TypeProto())
+    constants = [onnx.numpy_helper.from_array(values[name], name) for name in inputs]
+    body = onnx.helper.make_graph([node], "pads", [], [output], constants)
+    results = ReferenceEvaluator(onnx.helper.make_model(body, opset_imports=opsets)).run(None, {})
+    if not isinstance(results, list):
+        return False
+    values[node.output[0]] = np.asarray(results[0])
+    return values[node.output[0]].size <= _MOST_ELEMENTS
 
 
 def _collect(

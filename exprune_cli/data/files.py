@@ -19,6 +19,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from numpy.lib import format as npy_format
 
+from exprune_cli.available import check_fits
 from exprune_cli.data.layout import LABEL, Header, Input
 from exprune_cli.errors import ExpruneError
 
@@ -35,6 +36,8 @@ _BROKEN = (
     KeyError,
     DecodeError,
 )
+#: An axis of an array without elements: more would be that many samples of nothing.
+_MOST_EMPTY = 2**24
 _FORMATS = "*.npz, *.npy or test_data_set_*/input_N.pb"
 
 
@@ -153,6 +156,8 @@ def _broken(path: Path, error: Exception) -> NoReturn:
 def _npz_headers(path: Path) -> dict[str, Header]:
     headers: dict[str, Header] = {}
     with zipfile.ZipFile(path) as archive:
+        # What deflate promises to become: a thousand times the file, if it was made to.
+        check_fits(sum(info.file_size for info in archive.infolist()), f"{path}: unpacked")
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             if name == info.filename:
@@ -176,6 +181,8 @@ def _npy_header(file: IO[bytes], size: int, where: str) -> Header:
     if dtype.fields is not None or dtype.subdtype is not None:
         raise ExpruneError(f"{where}: is an array of a structured type: store plain numbers")
     elements = math.prod(shape)
+    if not dtype.itemsize or not elements and max(shape, default=0) > _MOST_EMPTY:
+        raise ExpruneError(f"{where}: is damaged: elements of no size, or too many of none: write it again")
     if min(shape, default=0) < 0 or size - file.tell() != elements * dtype.itemsize:
         raise ExpruneError(
             f"{where}: is damaged or cut short ({size - file.tell()} bytes for {elements * dtype.itemsize}): "
@@ -219,9 +226,12 @@ def _read_protobufs(folder: Path, inputs: Sequence[Input]) -> dict[str, np.ndarr
             )
         tensor = onnx.TensorProto()
         try:
+            check_fits(path.stat().st_size, str(path))
             tensor.ParseFromString(path.read_bytes())
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 raise ExpruneError(f"{path}: keeps its data in another file: store it inside")
+            if min(tensor.dims, default=0) < 0:
+                raise ExpruneError(f"{path}: has a negative size: write it again")
             array = onnx.numpy_helper.to_array(tensor)
         except ExpruneError:
             raise
