@@ -27,7 +27,7 @@ def from_plain(kind: type[_T], data: object, *, ignore_unknown: bool = False) ->
     """
     if not isinstance(data, Mapping):
         raise TypeError(f"{kind.__name__} is no object")
-    hints = _hints(kind)
+    hints = _hints(typing.cast(Any, kind))
     known = {key: value for key, value in data.items() if key in hints} if ignore_unknown else dict(data)
     for key, value in known.items():
         if key not in hints:
@@ -39,9 +39,9 @@ def from_plain(kind: type[_T], data: object, *, ignore_unknown: bool = False) ->
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
-    return {item.name: hints[item.name] for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return {item.name: hints[item.name] for item in dataclasses.fields(kind)}
 
 
 def _is(value: object, hint: Any) -> bool:

@@ -33,7 +33,7 @@ MAX_SHAPE_SUM = 2**20
 #: Constants up to this many elements may be sizes.
 _SHAPE_ELEMENTS = 2**10
 #: Where elements are that are not in ``raw_data``, for types with one number per element.
-_FIELDS = {
+_FIELDS: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float_data",
     onnx.TensorProto.DOUBLE: "double_data",
     onnx.TensorProto.INT64: "int64_data",
