@@ -133,6 +133,7 @@ def _check_nodes(nodes: Sequence[onnx.NodeProto], where: str) -> list[onnx.Graph
 
 
 def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:
+    _ = tensor.name
     _check_dims(tensor.dims, tensor.name, where)
     if tensor.data_type not in onnx.TensorProto.DataType.values():
         raise ExpruneError(
