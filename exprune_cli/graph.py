@@ -78,6 +78,8 @@ class ModelGraph:
         self._new_values: list[onnx.ValueInfoProto] = []
         self._new_constants: dict[str, onnx.TensorProto] = {}
         self.staged_ops: set[str] = set()
+        self._taken: set[str] | None = None
+        self._present = set(self._protos)
 
     def readers(self, tensor: gs.Tensor) -> int:
         """How many node inputs read a tensor, those in subgraphs included."""
@@ -108,17 +110,25 @@ class ModelGraph:
             candidate = f"{name}_{count}"
         return candidate
 
+    def holds(self, node: gs.Node) -> bool:
+        """Whether a node is in the main graph (and not in a subgraph)."""
+        return id(node) in self._present
+
     def _names(self) -> set[str]:
+        if self._taken is not None:
+            return self._taken
         names = set(self._readers) | set(self._new_constants) | set(self.shapes)
         names |= {tensor.name for tensor in self.model.proto.graph.initializer}
         for node in self.graph.nodes:
             names.update(tensor.name for tensor in node.outputs)
             names.add(node.name)
+        self._taken = names
         return names
 
     def constant(self, name: str, values: np.ndarray) -> gs.Constant:
         """A new initializer."""
         name = self.unique_name(name)
+        self._names().add(name)
         self._new_constants[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
         return gs.Constant(name, np.empty(0, values.dtype))
 
@@ -144,6 +154,9 @@ class ModelGraph:
     def replace(self, old: list[gs.Node], new: list[gs.Node]) -> None:
         """Puts ``new`` where the last of ``old`` stood; the order stays topological."""
         gone = {id(node) for node in old}
+        self._present -= gone
+        self._present |= {id(node) for node in new}
+        self._names().update(name for node in new for name in (node.name, *(t.name for t in node.outputs)))
         last = max(i for i, node in enumerate(self.graph.nodes) if id(node) in gone)
         kept = [node for node in self.graph.nodes[: last + 1] if id(node) not in gone]
         self.graph.nodes = kept + new + list(self.graph.nodes[last + 1 :])

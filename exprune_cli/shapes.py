@@ -13,6 +13,10 @@ Dims = tuple[int | str | None, ...]
 _KEEP_ELEMENTS = 256
 
 
+#: Elements of a constant whose values take part in shape inference.
+_MOST_PROPAGATED = 2**16
+
+
 def infer_shapes(proto: onnx.ModelProto, fixed: dict[str, tuple[int, ...]] | None = None) -> dict[str, Dims]:
     """Shapes of all main-graph tensors that ONNX shape inference finds.
 
@@ -30,7 +34,7 @@ def infer_shapes(proto: onnx.ModelProto, fixed: dict[str, tuple[int, ...]] | Non
     skeleton = _skeleton(proto, fixed or {})
     # onnx raises several unrelated types here; what the model declares still holds.
     with contextlib.suppress(Exception):
-        skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+        skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=not _makes_large_constants(skeleton))
     shapes: dict[str, Dims] = {}
     graph = skeleton.graph
     for value in (*graph.value_info, *graph.input, *graph.output):
@@ -40,6 +44,25 @@ def infer_shapes(proto: onnx.ModelProto, fixed: dict[str, tuple[int, ...]] | Non
     for initializer in proto.graph.initializer:
         shapes[initializer.name] = tuple(initializer.dims)
     return shapes
+
+
+def _makes_large_constants(proto: onnx.ModelProto) -> bool:
+    """Whether data propagation would write out a large constant, element by element."""
+    sizes = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value_ints":
+                    sizes[node.output[0]] = onnx.helper.make_tensor(
+                        "", onnx.TensorProto.INT64, [len(attribute.ints)], attribute.ints
+                    )
+                elif attribute.HasField("t"):
+                    sizes[node.output[0]] = attribute.t
+        if node.op_type == "ConstantOfShape" and node.input and node.input[0] in sizes:
+            shape = onnx.numpy_helper.to_array(sizes[node.input[0]]).reshape(-1)
+            if math.prod(int(size) for size in shape) > _MOST_PROPAGATED:
+                return True
+    return False
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:

@@ -47,7 +47,7 @@ def zero_feeds(proto: onnx.ModelProto, batch: int = 1) -> dict[str, np.ndarray] 
     feeds = {}
     for value in model_inputs(proto):
         tensor = value.type.tensor_type
-        if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+        if not tensor.elem_type or not tensor.HasField("shape"):
             return None
         dims = list(tensor.shape.dim)
         if any(not dim.HasField("dim_value") for dim in dims[1:]):

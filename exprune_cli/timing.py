@@ -255,7 +255,7 @@ def random_feeds(model: Model, batch: int, seed: int, count: int = 4) -> list[Fe
         feed = {}
         for value in model_inputs(model.proto):
             tensor = value.type.tensor_type
-            if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+            if not tensor.elem_type or not tensor.HasField("shape"):
                 return None
             shape = []
             for axis, size in enumerate(tensor.shape.dim):

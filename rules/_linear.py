@@ -309,7 +309,7 @@ def only_reader(graph: ModelGraph, tensor: gs.Tensor) -> gs.Node | Reason:
     if count != 1:
         return Reason("several-readers", f"its result '{tensor.name}' is read in {count} places")
     readers = [node for node in tensor.outputs if any(t is tensor for t in node.inputs)]
-    if len(readers) != 1 or not any(node is readers[0] for node in graph.graph.nodes):
+    if len(readers) != 1 or not graph.holds(readers[0]):
         return Reason("subgraph-reader", f"its result '{tensor.name}' is read inside a subgraph")
     return readers[0]
 

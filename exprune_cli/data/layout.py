@@ -66,6 +66,8 @@ def read_inputs(proto: onnx.ModelProto) -> list[Input]:
         if not value.type.HasField("tensor_type"):
             raise ExpruneError(f"the model's input '{value.name}' is no tensor: samples cannot be fed to it")
         tensor = value.type.tensor_type
+        if not tensor.elem_type:
+            raise ExpruneError(f"the model's input '{value.name}' has no type: samples cannot be fed to it")
         dims = tuple(_dim(d) for d in tensor.shape.dim) if tensor.HasField("shape") else None
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         inputs.append(Input(value.name, np.dtype(str) if dtype == object else dtype, dims))
