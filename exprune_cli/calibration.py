@@ -24,6 +24,8 @@ import io
 import json
 import math
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -53,6 +55,20 @@ _MAX_BYTES = 16 * 2**30
 _MAX_HEADER_BYTES = 64 * 2**20
 _MAX_EXPANSION = 1100
 _MAX_COUNT = 2**62
+#: What zipfile, NumPy and zlib raise on files that are cut short or made up.
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 _HEX = set("0123456789abcdef")
 
 
@@ -148,7 +164,7 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
         raise ExpruneError(f"{path}: no such file: make it with `exprune calibrate`") from None
     except OSError as error:
         raise ExpruneError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError):
+    except _BROKEN:
         raise ExpruneError(
             f"{path}: is no calibration file, or damaged: write it again with `exprune calibrate`"
         ) from None

@@ -15,15 +15,19 @@ from collections.abc import Sequence
 import click
 
 from exprune_cli import __version__
+from exprune_cli.available import limit_memory
 from exprune_cli.commands.calibrate import calibrate
 from exprune_cli.commands.common import with_verbosity
 from exprune_cli.commands.completion import completion
 from exprune_cli.commands.optimize import optimize
 from exprune_cli.commands.report import report
 from exprune_cli.errors import ExpruneError
+from exprune_cli.interrupts import Terminated, tidy_endings
 
 _INTERNAL_ERROR = 3
 _INTERRUPTED = 130
+#: 128 + SIGTERM, as shells report it.
+_TERMINATED = 143
 #: As a shell reports a program that a closed pipe ended (128 + SIGPIPE).
 _CLOSED_PIPE = 141
 
@@ -51,6 +55,20 @@ for _command in (calibrate, optimize, report, completion):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     _show_warnings()
+    if arguments is not None:
+        return _run(arguments)
+    # A process of its own, which may be limited and ended.
+    limit_memory()
+    try:
+        with tidy_endings():
+            return _run(None)
+    except KeyboardInterrupt:
+        return _fail("interrupted", _INTERRUPTED)
+    except Terminated:
+        return _TERMINATED
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = exprune.main(
             list(arguments) if arguments is not None else None, "exprune", standalone_mode=False
@@ -71,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code, error)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", _INTERRUPTED)
+    except Terminated:
+        return _fail("terminated", _TERMINATED)
     except SystemExit as leave:
         # A shell asked for completions, or click has met a closed pipe first and silenced standard output.
         return _CLOSED_PIPE if leave.code else 0

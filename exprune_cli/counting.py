@@ -117,8 +117,11 @@ class FlopsCounter:
         known = counts.total and all(rows is not None for rows in counts.rows)
         self.reduction = saved / counts.total if known and counts.total else None
 
-    def counts(self, feeds: Feeds, where: str) -> Counts:
-        """FLOPs under the shapes that these inputs give; runs the model if it has not seen them."""
+    def counts(self, feeds: Feeds, where: str, *, seconds: float | None = None) -> Counts:
+        """FLOPs under the shapes that these inputs give; runs the model if it has not seen them.
+
+        ``seconds`` is how long that may take, see :func:`exprune_cli.sessions.run`.
+        """
         key = tuple((name, value.shape) for name, value in sorted(feeds.items()))
         if not self._each_time and key in self._seen:
             return self._seen[key]
@@ -127,7 +130,7 @@ class FlopsCounter:
             if self._session is None:
                 addition, self._outputs = with_shapes(self._proto, self._wanted)
                 self._session = open_session(self._proto, addition=addition, use_runtime=self._use_runtime)
-            values = run(self._session, feeds, where, list(self._outputs.values()))
+            values = run(self._session, feeds, where, list(self._outputs.values()), seconds=seconds)
             shapes |= {name: as_shape(value) for name, value in zip(self._outputs, values, strict=True)}
         counts = count_flops(staged_view(self._proto.graph.node), shapes.get, self._staged, self._share_of)
         if not self._each_time and len(self._seen) < _REMEMBERED:

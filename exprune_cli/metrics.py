@@ -28,6 +28,7 @@ Without a name: ``accuracy`` if there are labels, else ``agreement``.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -336,7 +337,7 @@ _BUILT_IN = {
 
 
 def _from_file(name: str, path: Path, function: str) -> ScoreSample:
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file also for names that no file can have
         raise UsageError(f"--metric {name}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"exprune_metric_{path.stem}", path)
     assert spec is not None and spec.loader is not None

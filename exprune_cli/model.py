@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from exprune_cli.available import check_fits
 from exprune_cli.errors import ExpruneError
 from exprune_cli.external_data import is_external, read_external, tensor_bytes
+from exprune_cli.interrupts import replacing
 from exprune_cli.protobuf import MESSAGE_LIMIT, byte_size, copy_fields, model_digest
 from exprune_cli.structure import all_tensors, check_content, check_structure
 
@@ -197,18 +198,8 @@ def write_bytes(content: bytes, path: Path) -> None:
     Raises:
         OSError: As the system says; the temporary file is gone.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, _mode(path))
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with replacing(path, _mode(path)) as file:
+        file.write(content)
 
 
 def _mode(path: Path) -> int:

@@ -46,6 +46,8 @@ _FEEDS = 64
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 #: Seconds that all sites together are timed for, and the most for one timing.
 _SECONDS, _SITE_SECONDS = 60.0, 0.6
+#: A loop that is not done by then on random inputs may never be.
+_TRIAL_SECONDS = 10.0
 #: Bytes read per byte of float weights before a quantised head is expected to be faster: 32-bit
 #: weights, 6 to 8-bit codes, a few survivors.
 _EXPECTED_BYTES = 0.5
@@ -74,7 +76,7 @@ def _feeds_that_run(model: Model, feeds: list[Feeds] | None) -> list[Feeds] | No
     if feeds is None:
         return None
     try:
-        run(open_session(model.proto), feeds[0], "random inputs")
+        run(open_session(model.proto), feeds[0], "random inputs", seconds=_TRIAL_SECONDS)
     except ExpruneError as error:
         _LOG.warning("nothing was timed: %s; give samples with --data to have it measured", error)
         return None

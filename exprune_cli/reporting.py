@@ -54,6 +54,8 @@ __all__ = [
 
 #: What a report says of a model that was planned on random data.
 RANDOM_DATA = "planned on random data (--allow-random), not on samples: what it saves and loses on real data is not known"
+#: A model that is not done by then may loop for ever on inputs that nobody meant.
+_ZEROS_SECONDS = 10.0
 
 
 def build_report(
@@ -250,7 +252,7 @@ def static_counts(proto: onnx.ModelProto, staged: Mapping[str, SiteRecord], batc
     if zeros is None:
         return counts
     try:
-        return FlopsCounter(proto).counts(zeros, "zeros")
+        return FlopsCounter(proto).counts(zeros, "zeros", seconds=_ZEROS_SECONDS)
     except ExpruneError:
         return counts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 
 from exprune_cli.errors import ExpruneError
+from exprune_cli.interrupts import stoppable
 from exprune_cli.protobuf import MESSAGE_LIMIT, byte_size
 
 if TYPE_CHECKING:
@@ -87,19 +89,39 @@ def _open(source: bytes | str, threads: int, use_runtime: bool, where: str) -> o
 
 
 def run(
-    session: onnxruntime.InferenceSession, feeds: Feeds, where: str, outputs: Sequence[str] | None = None
+    session: onnxruntime.InferenceSession,
+    feeds: Feeds,
+    where: str,
+    outputs: Sequence[str] | None = None,
+    *,
+    seconds: float | None = None,
 ) -> list[np.ndarray]:
-    """Runs a session; a failure names the sample.
+    """Runs a session; a failure names the sample. Ctrl-C ends it wherever it is.
+
+    Args:
+        session: The session.
+        feeds: Its inputs.
+        where: The sample's name in messages.
+        outputs: Names of the outputs that are wanted; None for all.
+        seconds: After how long it is ended; None for never.
 
     Raises:
-        ExpruneError: The model fails on these inputs.
+        ExpruneError: The model fails on these inputs, or takes too long.
     """
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = _QUIET
+    start = time.monotonic()
     try:
-        values: list[np.ndarray] = session.run(list(outputs) if outputs else None, dict(feeds))
+        with stoppable(options, seconds):
+            values: list[np.ndarray] = session.run(list(outputs) if outputs else None, dict(feeds), options)
         return values
     except Exception as error:
         if not from_onnxruntime(error):
             raise
+        if seconds is not None and time.monotonic() - start >= seconds:
+            raise ExpruneError(f"{where}: the model takes more than {seconds:g} seconds for it") from error
         raise ExpruneError(f"{where}: the model fails on it: {first_line(error)}") from error
 
 

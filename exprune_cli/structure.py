@@ -99,6 +99,13 @@ def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         attributes = []
 
 
+def every_node(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a model, those in subgraphs and functions too."""
+    yield from _every(proto.graph.node)
+    for function in proto.functions:
+        yield from _every(function.node)
+
+
 def _check_graph(graph: onnx.GraphProto, where: str) -> None:
     waiting = [(graph, 0)]
     while waiting:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,9 @@ _BROKEN = (
     RuntimeError,
     TypeError,
     KeyError,
+    OverflowError,
+    SyntaxError,
+    tokenize.TokenError,
     DecodeError,
 )
 #: An axis of an array without elements: more would be that many samples of nothing.
@@ -47,11 +51,11 @@ def list_files(folder: Path, inputs: Sequence[Input]) -> list[Path]:
     Raises:
         ExpruneError: There is no such folder, nothing in it, or more than one format.
     """
-    if not folder.exists():
-        raise ExpruneError(f"{folder}: no such folder: --data takes a folder with {_FORMATS}")
-    if not folder.is_dir():
-        raise ExpruneError(f"{folder}: is a file: --data takes the folder that holds {_FORMATS}")
     try:
+        if not folder.exists():
+            raise ExpruneError(f"{folder}: no such folder: --data takes a folder with {_FORMATS}")
+        if not folder.is_dir():
+            raise ExpruneError(f"{folder}: is a file: --data takes the folder that holds {_FORMATS}")
         entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:
         raise ExpruneError(f"{folder}: cannot be read ({error.strerror})") from None
