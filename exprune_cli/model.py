@@ -63,7 +63,7 @@ def load(source: ModelSource) -> Model:
     """
     if isinstance(source, onnx.ModelProto):
         _check_whole(source, "the given model")
-        check_structure(source, "the given model")
+        _check_structure(source, "the given model")
         _check(source, "the given model")
         return Model(source, None, model_digest(source))
     if isinstance(source, bytes):
@@ -112,8 +112,15 @@ def _parse(content: bytes, where: str) -> onnx.ModelProto:
         raise ExpruneError(f"{where}: not an ONNX model (or cut short): it cannot be parsed") from None
     if not proto.HasField("graph") or not proto.ir_version:
         raise ExpruneError(f"{where}: not an ONNX model: it has no graph")
-    check_structure(proto, where)
+    _check_structure(proto, where)
     return proto
+
+
+def _check_structure(proto: onnx.ModelProto, where: str) -> None:
+    try:
+        check_structure(proto, where)
+    except UnicodeDecodeError:
+        raise ExpruneError(f"{where}: not a valid ONNX model: it holds text that is not UTF-8") from None
 
 
 def _check(proto: onnx.ModelProto, where: str) -> None:

@@ -46,7 +46,7 @@ Key = tuple[str, str, str]
 
 
 def check_structure(proto: onnx.ModelProto, where: str) -> None:
-    """Checks nesting, function calls, types, shapes and texts of a model. Takes no recursion.
+    """Checks nesting, function calls, types, shapes and texts of a model, without recursion.
 
     Args:
         proto: The model; external data need not be loaded.
@@ -55,19 +55,24 @@ def check_structure(proto: onnx.ModelProto, where: str) -> None:
     Raises:
         ExpruneError: The model is over a limit, recursive, or holds text that is not UTF-8.
     """
-    try:
-        _check_graph(proto.graph, where)
-        for function in proto.functions:
-            _check_nodes(function.node, where)
-        _check_calls(proto, where)
-        _check_shape_sums(proto.graph, where)
-        for text in (*proto.metadata_props, *proto.opset_import):
-            str(text)
-        _ = [(entry.key, entry.value) for entry in proto.metadata_props]
-        _ = [entry.domain for entry in proto.opset_import]
-        _ = proto.producer_name, proto.producer_version, proto.domain
-    except UnicodeDecodeError:
-        raise ExpruneError(f"{where}: not a valid ONNX model: it holds text that is not UTF-8") from None
+    _check_graph(proto.graph, where)
+    for function in proto.functions:
+        _texts(where, function.name, function.domain, *function.input, *function.output)
+        _check_nodes(function.node, where)
+    _check_calls(proto, where)
+    _check_shape_sums(proto.graph, where)
+    for entry in proto.metadata_props:
+        _texts(where, entry.key, entry.value)
+    _texts(where, proto.producer_name, proto.domain, *(entry.domain for entry in proto.opset_import))
+
+
+def _texts(where: str, *values: object) -> None:
+    """Protobuf hands out text that is not UTF-8 as bytes, or raises, by its version."""
+    for value in values:
+        if not isinstance(value, str):
+            raise ExpruneError(
+                f"{where}: not a valid ONNX model: it holds text that is not UTF-8: {value!r:.60}"
+            )
 
 
 def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -129,9 +134,9 @@ def _check_nodes(nodes: Sequence[onnx.NodeProto], where: str) -> list[onnx.Graph
     """Reads what is read of nodes later on; returns their subgraphs."""
     inner: list[onnx.GraphProto] = []
     for node in nodes:
-        _ = node.name, node.op_type, node.domain, list(node.input), list(node.output)
+        _texts(where, node.name, node.op_type, node.domain, *node.input, *node.output)
         for attribute in node.attribute:
-            _ = attribute.name, attribute.ref_attr_name
+            _texts(where, attribute.name, attribute.ref_attr_name)
             if attribute.type in _GRAPHS:
                 inner += [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
             elif attribute.HasField("t"):
@@ -140,7 +145,7 @@ def _check_nodes(nodes: Sequence[onnx.NodeProto], where: str) -> list[onnx.Graph
 
 
 def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:
-    _ = tensor.name
+    _texts(where, tensor.name)
     _check_dims(tensor.dims, tensor.name, where)
     if tensor.data_type not in onnx.TensorProto.DataType.values():
         raise ExpruneError(
@@ -178,13 +183,13 @@ def _check_dims(dims: Sequence[int], name: str, where: str) -> None:
 
 def _check_type(value: onnx.ValueInfoProto, where: str) -> None:
     kind, depth = value.type, 0
-    _ = value.name
+    _texts(where, value.name)
     while True:
         which = kind.WhichOneof("value")
         if which in ("tensor_type", "sparse_tensor_type"):
             tensor = getattr(kind, which)
             sizes = [d.dim_value for d in tensor.shape.dim if d.HasField("dim_value")]
-            _ = [d.dim_param for d in tensor.shape.dim]
+            _texts(where, *(d.dim_param for d in tensor.shape.dim))
             # A negative size means an unknown one in files of old exporters.
             if tensor.elem_type not in onnx.TensorProto.DataType.values():
                 raise ExpruneError(

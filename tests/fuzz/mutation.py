@@ -68,7 +68,7 @@ def _mutate_repeated(target: Message, field: Any, every: list[Message], rng: ran
         kind = field.message_type.name
         donors = [item for item in every if type(item).__name__ == kind]
         if donors and choice < 0.8:
-            values.add().CopyFrom(rng.choice(donors))
+            values.add().CopyFrom(_copy(rng.choice(donors)))
         else:
             values.add()
     elif len(values) and choice < 0.8:
@@ -82,14 +82,18 @@ def _mutate_repeated(target: Message, field: Any, every: list[Message], rng: ran
 def _mutate_inner(target: Message, field: Any, every: list[Message], rng: random.Random) -> None:
     donors = [item for item in every if type(item).__name__ == field.message_type.name]
     if donors and rng.random() < 0.7:
-        donor = rng.choice(donors)
-        copy = type(donor)()
-        copy.CopyFrom(donor)
-        getattr(target, field.name).CopyFrom(copy)
+        getattr(target, field.name).CopyFrom(_copy(rng.choice(donors)))
     elif rng.random() < 0.5:
         target.ClearField(field.name)
     else:
         getattr(target, field.name).SetInParent()
+
+
+def _copy(message: Message) -> Message:
+    """A copy: a message that is put into itself never ends."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
 
 
 def _default(field: Any) -> Any:

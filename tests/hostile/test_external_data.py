@@ -17,7 +17,7 @@ from exprune_cli.structure import all_tensors
 from tests.hostile.conftest import Fails
 from tests.models import mlp, run
 
-WEIGHT_BYTES = 4 * 64 * 128
+WEIGHT_BYTES = 4 * 96 * 64
 
 
 def _outside(tensor: onnx.TensorProto, location: str, **more: object) -> None:

@@ -191,7 +191,8 @@ def test_odd_conv_is_left_alone(name: str) -> None:
     conv.attribute.extend(kept)
     conv.attribute.extend(helper.make_attribute(key, value) for key, value in CONV_ATTRIBUTES[name].items())
     for value in proto.graph.output:
-        value.type.tensor_type.ClearField("shape")
+        for dim in value.type.tensor_type.shape.dim:
+            dim.ClearField("dim_value")
     done = exprune_cli.optimize(proto, objective="flops", test="stats", measure=False)
     first = next(site for site in done.report.sites if site.op == "Conv")
     assert not first.staged and first.reason
