@@ -92,7 +92,8 @@ def _read(path: Path) -> bytes:
                 raise ExpruneError(f"{path}: cannot be read: it is a folder")
             if not stat.S_ISREG(found.st_mode):
                 raise ExpruneError(f"{path}: cannot be read: it is no regular file")
-            check_fits(found.st_size, str(path))
+            # Twice: protobuf copies what it parses, and calls it damaged where there is no memory.
+            check_fits(2 * found.st_size, str(path))
             return file.read()
     except FileNotFoundError:
         raise ExpruneError(f"{path}: no such file") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ class Round:
 
 def child(target: str, first: int, count: int, log: Path) -> None:
     """Runs ``count`` inputs; ``log`` gets a line when one starts, and its failure if it has one."""
+    faulthandler.enable()
     with contextlib.suppress(ImportError, ValueError):
         import resource
 
@@ -72,10 +74,10 @@ def fuzz(target: str, seconds: float, first: int, say: bool = True) -> Round:
         found = [line for line in lines if line.startswith("FAIL")]
         code = process.returncode
         if hung:
-            found.append(f"FAIL {started[-1]} hang")
+            found.append(f"FAIL {started[-1]} hang: {' '.join(errors.split())[:1500]}")
         elif code and not (code == -signal.SIGKILL and time.monotonic() - start >= seconds):
             found.append(
-                f"FAIL {started[-1] if started else seed} exit {code}: {' '.join(errors.split())[-300:]}"
+                f"FAIL {started[-1] if started else seed} exit {code}: {' '.join(errors.split())[:1500]}"
             )
         result.failures += found
         for line in found if say else ():
@@ -95,9 +97,13 @@ def _watch(process: subprocess.Popen[str], log: Path, left: float) -> bool:
         if size != seen:
             seen, since = size, now
         if now > end or now - since > _INPUT_SECONDS:
+            hung = now - since > _INPUT_SECONDS
+            process.send_signal(signal.SIGABRT if hung else signal.SIGKILL)  # the former shows where it is
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
             process.kill()
             process.wait()
-            return now - since > _INPUT_SECONDS
+            return hung
     return False
 
 
