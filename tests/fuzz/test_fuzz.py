@@ -27,7 +27,7 @@ def test_short_round(target: str, tmp_path: Path) -> None:
         folder.mkdir()
         try:
             run_one(target, seed, folder)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             pytest.fail(
                 f"python -m tests.fuzz --target {target} --seed {seed}: {type(error).__name__}: {error}"
             )
