@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from exprune_cli.available import check_fits
 from exprune_cli.errors import ExpruneError
+from exprune_cli.external_data import tensor_bytes
 from exprune_cli.interrupts import stoppable
 from exprune_cli.protobuf import MESSAGE_LIMIT, byte_size
 
@@ -22,6 +24,8 @@ Feeds = Mapping[str, np.ndarray]
 
 #: Larger models go through a temporary folder.
 _MESSAGE_LIMIT = MESSAGE_LIMIT
+#: Weights below this are not held against the memory that is free.
+_MUCH = 2**26
 #: ONNX Runtime's "fatal only": what it logs comes back as an exception and is printed once.
 _QUIET = 4
 
@@ -55,6 +59,10 @@ def open_session(
     Raises:
         ExpruneError: ONNX Runtime cannot load the model.
     """
+    weights = sum(tensor_bytes(tensor) or 0 for tensor in proto.graph.initializer)
+    if weights > _MUCH:
+        # Serialised, and once more in ONNX Runtime. Protobuf crashes where it gets no memory.
+        check_fits(2 * weights, where)
     tail = addition.SerializeToString() if addition is not None else b""
     if byte_size(proto) + len(tail) < _MESSAGE_LIMIT:
         return _open(proto.SerializeToString() + tail, threads, use_runtime, where)

@@ -90,7 +90,7 @@ def test_killed_anywhere(folder: Path, model_bytes: bytes, command: list[str]) -
     (output,) = names(folder) - BEFORE
     expected = (folder / output).read_bytes()
     chance = random.Random(0)
-    for turn in range(4):
+    for turn in range(3):
         if turn % 2:
             (folder / output).unlink(missing_ok=True)
         # Most of the time goes into starting Python; writing is at the end.

@@ -9,8 +9,8 @@ import pytest
 from tests.fuzz.__main__ import fuzz
 from tests.fuzz.targets import TARGETS, run_one
 
-#: Inputs of a short round: some ten seconds together.
-ROUND = {"model": 40, "calibration": 80, "data": 150, "record": 60, "options": 60}
+#: Inputs of a short round: some seconds together.
+ROUND = {"model": 20, "calibration": 60, "data": 150, "record": 40, "options": 40}
 
 #: Seeds that found something, by what it was.
 FOUND = {
@@ -43,8 +43,8 @@ def test_the_driver_finds_crashes_hangs_and_failures(monkeypatch: pytest.MonkeyP
     """The driver itself: a child that dies, one that hangs, one input that fails."""
     import tests.fuzz.__main__ as driver
 
-    monkeypatch.setattr(driver, "_INPUT_SECONDS", 3.0)
+    monkeypatch.setattr(driver, "_INPUT_SECONDS", 2.0)
     monkeypatch.chdir(Path(__file__).parents[2])
-    done = fuzz("self-test", 14.0, 0, say=False)
+    done = fuzz("self-test", 9.0, 0, say=False)
     found = " ".join(done.failures)
     assert "FAIL 1 exit -11" in found and "FAIL 2 hang" in found and "FAIL 3 AssertionError" in found, found
