@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from exprune_cli.errors import ExpruneError
 from exprune_cli.flops import counted_tensors
 from exprune_cli.staged_nodes import DOMAIN, staged_view
 
@@ -112,13 +113,20 @@ def inline_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its own local functions inlined (staged ops kept), for counting.
 
     Without such functions: ``proto`` itself.
+
+    Raises:
+        ExpruneError: A call does not fit its function.
     """
     own = [(function.domain, function.name) for function in proto.functions if function.domain != DOMAIN]
     if not own:
         return proto
     import onnx.inliner
 
-    return onnx.inliner.inline_selected_functions(proto, own, exclude=False)
+    try:
+        return onnx.inliner.inline_selected_functions(proto, own, exclude=False)
+    except (RuntimeError, ValueError) as error:
+        text = next(iter(str(error).splitlines()), "")
+        raise ExpruneError(f"not a valid ONNX model: its functions cannot be inlined: {text}") from None
 
 
 def as_shape(value: np.ndarray) -> tuple[int, ...]:
