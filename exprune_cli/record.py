@@ -177,6 +177,9 @@ def _checked(record: Record) -> Record:
         raise ValueError(f"a batch of {record.batch} samples is not possible")
     if any(k < 1 for k in record.top_k.values()):
         raise ValueError("top_k has a K below 1")
+    staged = [site.name for site in record.sites if site.staged]
+    if len(set(staged)) < len(staged):
+        raise ValueError("two staged sites have one name")
     for site in record.sites:
         sizes = [size for size in (site.outputs, site.groups, site.taps) if size is not None]
         if min([*sizes, *site.ends], default=0) < 0 or not all(map(math.isfinite, site.parameters.values())):

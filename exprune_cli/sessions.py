@@ -13,7 +13,7 @@ import onnx
 
 from exprune_cli.available import check_fits
 from exprune_cli.errors import ExpruneError
-from exprune_cli.external_data import tensor_bytes
+from exprune_cli.external_data import is_external, tensor_bytes
 from exprune_cli.interrupts import stoppable
 from exprune_cli.protobuf import MESSAGE_LIMIT, byte_size
 
@@ -59,7 +59,7 @@ def open_session(
     Raises:
         ExpruneError: ONNX Runtime cannot load the model.
     """
-    weights = sum(tensor_bytes(tensor) or 0 for tensor in proto.graph.initializer)
+    weights = sum(tensor_bytes(tensor) or 0 for tensor in proto.graph.initializer if not is_external(tensor))
     if weights > _MUCH:
         # Serialised, and once more in ONNX Runtime. Protobuf crashes where it gets no memory.
         check_fits(2 * weights, where)
