@@ -32,6 +32,11 @@ MAX_SIZE = 2**48
 MAX_SHAPE_SUM = 2**20
 #: Constants up to this many elements may be sizes.
 _SHAPE_ELEMENTS = 2**10
+#: Operators through which values of sizes go in shape inference.
+_SIZE_OPS = {
+    *("Add", "Sub", "Mul", "Div", "Cast", "Ceil", "Floor", "Gather", "Identity", "Max", "Min", "Neg"),
+    *("Reshape", "Slice", "Squeeze", "Unsqueeze", "Where"),
+}
 #: Where elements are that are not in ``raw_data``, for types with one number per element.
 _FIELDS: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float_data",
@@ -214,8 +219,9 @@ def _check_shape_sums(graph: onnx.GraphProto, where: str) -> None:
     sizes = {t.name: math.prod(t.dims) for t in graph.initializer if math.prod(t.dims) <= _SHAPE_ELEMENTS}
     for node in graph.node:
         known = [sizes[name] for name in node.input if name in sizes]
+        whole = len(known) == sum(1 for name in node.input if name)
         if node.op_type == "Concat":
-            size = sum(known)
+            size = sum(known) if whole else 0
         elif node.op_type == "Shape":
             size = MAX_RANK
         elif node.op_type == "Constant":
@@ -223,8 +229,10 @@ def _check_shape_sums(graph: onnx.GraphProto, where: str) -> None:
                 (math.prod(a.t.dims) if a.HasField("t") else len(a.ints) for a in node.attribute), default=0
             )
             size = size if size <= _SHAPE_ELEMENTS else 0
+        elif node.op_type in _SIZE_OPS:
+            size = max(known, default=0) if whole else 0
         else:
-            size = max(known, default=0)
+            size = 0
         if size > MAX_SHAPE_SUM:
             raise ExpruneError(
                 f"{where}: not supported: '{next(iter(node.output), '')}' joins over {MAX_SHAPE_SUM:,} constants"
