@@ -164,6 +164,8 @@ def check_content(tensor: onnx.TensorProto, where: str) -> None:
     Raises:
         ExpruneError: It does not.
     """
+    if tensor.HasField("segment"):
+        raise ExpruneError(f"{where}: not supported: tensor '{tensor.name}' is stored in segments")
     elements = math.prod(tensor.dims)
     wanted: int | None = elements
     found: int | None = None

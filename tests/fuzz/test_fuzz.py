@@ -14,6 +14,7 @@ ROUND = {"model": 20, "calibration": 60, "data": 150, "record": 40, "options": 4
 
 #: Seeds that found something, by what it was.
 FOUND = {
+    "a tensor in segments, which nothing reads": ("model", 523270),
     "two staged sites with one name in a record": ("record", 130985),
     "a call with more inputs than its function has": ("model", 130301),
     "an input without a type, for which random numbers were to be made": ("model", 242),
