@@ -117,7 +117,10 @@ def node_flops(node: onnx.NodeProto, shape_of: ShapeOf, share_of: ShareOf = lamb
         shape_of: Shapes by tensor name.
         share_of: Of the weights with these names, the share that is not zero.
     """
-    value = _all_flops(node, shape_of)
+    try:
+        value = _all_flops(node, shape_of)
+    except (IndexError, ValueError):  # ranks that the operator does not take
+        return None
     return round(value * share_of(weight_inputs(node))) if value else value
 
 

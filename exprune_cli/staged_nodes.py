@@ -43,3 +43,10 @@ def weight_input(node: onnx.NodeProto) -> int:
     if node.op_type in ("SparseGemm", "ConvRelu"):
         return 1
     return 5 if node.op_type.startswith("Quantized") else 3  # LowRank too
+
+
+def least_inputs(node: onnx.NodeProto) -> int:
+    """Inputs that a staged node must have for anything to be said of it."""
+    if node.op_type.startswith("Prefix"):
+        return 5  # both parts of its weight
+    return 8 if "TopK" in node.op_type else weight_input(node) + 1

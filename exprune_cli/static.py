@@ -133,7 +133,7 @@ def _add_dense(graph: onnx.GraphProto, node: onnx.NodeProto, weights: dict[str, 
 def _dense_weight(node: onnx.NodeProto, weights: dict[str, list[int]]) -> list[int] | None:
     """Dims ``[N, G, *kernel]`` of a staged node's whole weight; None if unknown."""
     first = weights.get(node.input[weight_input(node)])
-    if first is None:
+    if first is None or len(first) < 2:
         return None
     if node.op_type.startswith(("Quantized", "LowRank")):
         return first
@@ -142,7 +142,7 @@ def _dense_weight(node: onnx.NodeProto, weights: dict[str, list[int]]) -> list[i
     if node.op_type.startswith("SparseConv"):  # [G, *kernel, N]
         return [first[-1], first[0], *first[1:-1]]
     tail = weights.get(node.input[4])
-    return None if tail is None else [first[0], first[1] + tail[1], *first[2:]]
+    return None if tail is None or len(tail) < 2 else [first[0], first[1] + tail[1], *first[2:]]
 
 
 def _declare(graph: onnx.GraphProto, name: str, dtype: int, dims: list[int]) -> None:

@@ -14,6 +14,7 @@ import onnx
 
 from exprune_cli.errors import ExpruneError
 from exprune_cli.external_data import tensor_bytes
+from exprune_cli.staged_nodes import DOMAIN, least_inputs
 
 #: Graphs inside graphs (bodies of If, Loop and Scan).
 MAX_NESTING = 24
@@ -140,6 +141,10 @@ def _check_nodes(nodes: Sequence[onnx.NodeProto], where: str) -> list[onnx.Graph
     inner: list[onnx.GraphProto] = []
     for node in nodes:
         _texts(where, node.name, node.op_type, node.domain, *node.input, *node.output)
+        if node.domain == DOMAIN and (len(node.input) < least_inputs(node) or not node.output):
+            raise ExpruneError(
+                f"{where}: not a valid ONNX model: '{node.name}' lacks inputs of {node.op_type}"
+            )
         for attribute in node.attribute:
             _texts(where, attribute.name, attribute.ref_attr_name)
             if attribute.type in _GRAPHS:

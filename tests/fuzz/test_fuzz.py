@@ -14,6 +14,7 @@ ROUND = {"model": 20, "calibration": 60, "data": 150, "record": 40, "options": 4
 
 #: Seeds that found something, by what it was.
 FOUND = {
+    "a staged node whose weight is a vector": ("model", 522889),
     "a tensor in segments, which nothing reads": ("model", 523270),
     "two staged sites with one name in a record": ("record", 130985),
     "a call with more inputs than its function has": ("model", 130301),
