@@ -6,6 +6,7 @@ model: protobuf merges two concatenated messages, so large weights are copied on
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ from onnx import helper
 from exprune_cli.errors import ExpruneError
 from exprune_cli.flops import counted_tensors
 from exprune_cli.staged_nodes import DOMAIN, staged_view
+
+_LOG = logging.getLogger(__name__)
 
 #: Inputs that give an operator's output shape by their values, by operator.
 _SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
@@ -126,7 +129,12 @@ def inline_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.inliner.inline_selected_functions(proto, own, exclude=False)
     except (RuntimeError, ValueError) as error:
         text = next(iter(str(error).splitlines()), "")
-        raise ExpruneError(f"not a valid ONNX model: its functions cannot be inlined: {text}") from None
+    if "incompatible opset" in text:  # valid, but not for onnx's inliner
+        _LOG.warning(
+            "what the model's functions do is not in the FLOPs: they use other operator set versions"
+        )
+        return proto
+    raise ExpruneError(f"not a valid ONNX model: its functions cannot be inlined: {text}")
 
 
 def as_shape(value: np.ndarray) -> tuple[int, ...]:

@@ -276,6 +276,19 @@ def test_many_nodes_take_seconds(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_functions_of_another_operator_set_version(caplog: pytest.LogCaptureFixture) -> None:
+    proto = mlp()
+    body = [helper.make_node("Relu", ["a"], ["b"])]
+    proto.functions.append(
+        helper.make_function("own", "Act", ["a"], ["b"], body, [helper.make_opsetid("", 14)])
+    )
+    proto.opset_import.add(domain="own", version=1)
+    relu = next(node for node in proto.graph.node if node.op_type == "Relu")
+    relu.domain, relu.op_type = "own", "Act"
+    assert exprune_cli.report(proto).sites
+    assert "not in the FLOPs" in caplog.text
+
+
 def test_limits_leave_valid_models_alone() -> None:
     proto = _chain(structure.MAX_CALL_DEPTH, 1)
     structure.check_structure(proto, "here")
