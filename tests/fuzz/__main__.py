@@ -24,6 +24,7 @@ from tests.fuzz.targets import TARGETS, run_one
 
 _MEMORY = 6 * 2**30
 _INPUT_SECONDS = 30.0
+_START_SECONDS = 120.0
 _INPUTS_PER_CHILD = 500
 
 
@@ -87,7 +88,7 @@ def fuzz(target: str, seconds: float, first: int, say: bool = True) -> Round:
         found = [line for line in lines if line.startswith("FAIL")]
         code = process.returncode
         if hung:
-            found.append(f"FAIL {started[-1]} hang: {' '.join(errors.split())[:1500]}")
+            found.append(f"FAIL {started[-1] if started else seed} hang: {' '.join(errors.split())[:1500]}")
         elif code and not (code == -signal.SIGKILL and time.monotonic() - start >= seconds):
             found.append(
                 f"FAIL {started[-1] if started else seed} exit {code}: {' '.join(errors.split())[:1500]}"
@@ -109,8 +110,10 @@ def _watch(process: subprocess.Popen[str], log: Path, left: float) -> bool:
         now, size = time.monotonic(), log.stat().st_size if log.exists() else 0
         if size != seen:
             seen, since = size, now
-        if now > end or now - since > _INPUT_SECONDS:
-            hung = now - since > _INPUT_SECONDS
+        # Before its first input a child is starting, which a busy machine may take its time for.
+        patience = _INPUT_SECONDS if size else _START_SECONDS
+        if now > end or now - since > patience:
+            hung = now - since > patience
             process.send_signal(signal.SIGABRT if hung else signal.SIGKILL)  # the former shows where it is
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
