@@ -104,6 +104,26 @@ def test_sites_that_do_not_fit(staged: bytes, field: str, value: object) -> None
         assert json.loads(to_json(report)) and to_table(report)
 
 
+@pytest.mark.parametrize("change", [{"ends": [1, 2, 3, 4]}, {"test": "other"}, {"outputs": None}])
+def test_shares_that_do_not_fit_the_checks(staged: bytes, change: dict[str, object]) -> None:
+    proto = _with(staged, {})
+    entry = next(entry for entry in proto.metadata_props if entry.key == KEY)
+    data = json.loads(entry.value)
+    for site in data["sites"]:
+        if site["staged"]:
+            site |= {
+                "kind": "relu",
+                "estimate": "prefix",
+                "ends": [8, 64],
+                "pruned": [0.5],
+                "parameters": {},
+                **change,
+            }
+    entry.value = json.dumps(data)
+    with pytest.raises(ExpruneError, match="does not fit together: optimise the original again"):
+        exprune_cli.report(proto)
+
+
 def test_text_of_a_record_cannot_drive_a_terminal_or_a_page(staged: bytes) -> None:
     bad = "\x1b]0;t\x07<img src=x onerror=alert(1)>[bold]"
     proto = _with(
