@@ -21,10 +21,18 @@ def run_limited(
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command in a process of its own, in ``folder``.
 
+    ``seconds`` are of processor time, which a busy machine does not change; a process that sleeps has ten
+    times that.
+
     Raises:
         subprocess.TimeoutExpired: It hangs.
     """
     resource = pytest.importorskip("resource", reason="the system has no limits for processes")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
+
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "exprune_cli", *arguments],
@@ -33,8 +41,8 @@ def run_limited(
         capture_output=True,
         text=True,
         check=False,
-        timeout=seconds,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (memory, memory)),
+        timeout=10 * seconds,
+        preexec_fn=limit,
     )
 
 

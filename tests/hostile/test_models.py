@@ -233,7 +233,7 @@ def test_a_model_that_loops_for_ever_is_reported(tmp_path: Path) -> None:
     program = (
         "import exprune_cli, exprune_cli.reporting as r; r._ZEROS_SECONDS = 0.5; exprune_cli.report('m.onnx')"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=200)
 
 
 def test_a_constant_too_large_for_shape_inference(tmp_path: Path) -> None:
