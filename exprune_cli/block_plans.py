@@ -6,6 +6,7 @@ data, or where no block is worth it, the whole Conv runs in its exact kernel.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from exprune_cli.model import Model
 from exprune_cli.observe_blocks import BlockObserver
 from exprune_cli.planning import chunks
 from exprune_cli.planning.blocks import can_be_blocks, candidate_ends, exact_plan, plan_blocks
+from exprune_cli.planning.panels import can_be_panels, exact_panel_plan, plan_panels
 from exprune_cli.sites import Calibration, Site, SitePlan
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def with_blocks(
     data = seen if seen is not None and len(seen) and calibration is not None else None
     observer = BlockObserver(model, convs, data, seed) if data is not None and convs else None
     for done, site in enumerate(convs):
-        plans = _plans(site, observer, calibration, budgets)
+        plans = _plans(site, observer, calibration, budgets, seed)
         for table, plan in zip(result, plans, strict=True):
             table[site.name] = plan
         if progress is not None:
@@ -54,15 +56,32 @@ def with_blocks(
     return result
 
 
+def exact_plans(site: Site) -> list[SitePlan]:
+    """The exact forms of a Conv that its weights allow."""
+    return [exact_plan(site)] + ([exact_panel_plan(site)] if can_be_panels(site) else [])
+
+
 def _plans(
-    site: Site, observer: BlockObserver | None, calibration: Calibration | None, budgets: Sequence[float]
+    site: Site,
+    observer: BlockObserver | None,
+    calibration: Calibration | None,
+    budgets: Sequence[float],
+    seed: int,
 ) -> list[SitePlan]:
+    """A plan per budget, the other forms among its alternatives."""
+    exact, *others = exact_plans(site)
     statistics = calibration.sites.get(site.name) if calibration is not None else None
     ends = candidate_ends(site.groups)
-    if observer is None or statistics is None or not ends:
-        return [exact_plan(site)] * len(budgets)
-    order = chunks.energy_order(site.load_weight(), statistics)
-    sums = observer.observe(site, order, ends)
-    return (
-        [exact_plan(site)] * len(budgets) if sums is None else plan_blocks(site, order, ends, sums, budgets)
-    )
+    sums = None
+    if observer is not None and statistics is not None and ends:
+        order = chunks.energy_order(site.load_weight(), statistics)
+        sums = observer.observe(site, order, ends)
+    if sums is None:
+        return [dataclasses.replace(exact, alternatives=tuple(others))] * len(budgets)
+    plans = plan_blocks(site, order, ends, sums, budgets)
+    if not can_be_panels(site):
+        return plans
+    panels = plan_panels(site, order, ends, sums, budgets, seed)
+    return [
+        dataclasses.replace(plan, alternatives=(panel,)) for plan, panel in zip(plans, panels, strict=True)
+    ]

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import onnx
 
 from exprune_cli import __version__, never_slower
-from exprune_cli.block_plans import with_blocks
+from exprune_cli.block_plans import exact_plans, with_blocks
 from exprune_cli.errors import GateError, UsageError
 from exprune_cli.match import Matches, match
 from exprune_cli.measure import Baseline
 from exprune_cli.metrics import metric_name
 from exprune_cli.model import Model
 from exprune_cli.planning.allocation import LEVELS, OFFERS, allocate, walk_levels
-from exprune_cli.planning.blocks import can_be_blocks, exact_plan
 from exprune_cli.planning.planner import BUDGETS, plan
 from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.planning.relu import dense
@@ -30,6 +29,7 @@ from exprune_cli.sessions import Feeds
 from exprune_cli.shapes import infer_shapes
 from exprune_cli.sites import TESTS, Calibration, Site, SitePlan
 from exprune_cli.timing import SiteTiming
+from exprune_cli.together import keep_together
 from exprune_cli.top_k import parse_top_k, with_top_k
 from exprune_cli.verify import verify
 
@@ -183,7 +183,7 @@ def optimize_model(
             Gate(DEFAULT_MAX_DROP if max_drop is None else max_drop, confidence, metric, wanted),
         )
     else:
-        plans = _faster(job, _plans(job, record.test)[0])
+        plans = _faster(job, _plans(job, record.test)[0], together=True)
     proto, sites = _finish(job, plans, record)
     return Optimized(proto, record, sum(site.staged for site in sites))
 
@@ -259,7 +259,8 @@ def _knob(job: _Job, test: str) -> list[dict[str, SitePlan]]:
     priced = test == "calibrated" and not job.latency and job.probe is not None and calibration is not None
     steps = _plans(job, test, OFFERS if priced else BUDGETS)
     # Where the boldest step does not win, or not against a lossless form, a more careful one cannot.
-    boldest = _faster(job, steps[-1])
+    boldest = _faster(job, steps[-1], together=True)
+    steps = [{name: _like(p, boldest[name]) for name, p in step.items()} for step in steps]
     job.settled = {
         name: p for name, p in boldest.items() if p.estimate != steps[-1][name].estimate or not p.staged
     }
@@ -274,12 +275,17 @@ def _knob(job: _Job, test: str) -> list[dict[str, SitePlan]]:
     return [{**step, **job.settled} for step in allocate(sites, calibration, steps, sensitivity)]
 
 
+def _like(plan: SitePlan, chosen: SitePlan) -> SitePlan:
+    """The form of a plan that timing chose for its site: in panels or not."""
+    return next((p for p in (plan, *plan.alternatives) if p.panel == chosen.panel), plan)
+
+
 def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Mapping[str, SitePlan]:
     """Plans of a test that can change results, as bold as the gate allows."""
     if job.held_out is None:
         if max_drop is not None:
             raise GateError("--max-drop cannot be shown to hold without samples: give --data")
-        return _faster(job, _plans(job, record.test)[BUDGETS.index(UNVERIFIED_BUDGET)])
+        return _faster(job, _plans(job, record.test)[BUDGETS.index(UNVERIFIED_BUDGET)], together=True)
     if not len(job.held_out):
         raise GateError(
             "every sample of --data was used by the calibration: none is left to verify the drop: "
@@ -329,7 +335,7 @@ def _lossy(job: _Job, record: Record, max_drop: float | None, gate: Gate) -> Map
             len(job.held_out),
         )
     record.test = "bound"
-    return _faster(job, _plans(job, "bound")[0])
+    return _faster(job, _plans(job, "bound")[0], together=True)
 
 
 def _certificate(gate: Gate, metric: object, p_value: float, held_out: DataSet) -> dict[str, object] | None:
@@ -346,8 +352,11 @@ def _certificate(gate: Gate, metric: object, p_value: float, held_out: DataSet) 
     }
 
 
-def _faster(job: _Job, plans: Mapping[str, SitePlan]) -> Mapping[str, SitePlan]:
-    """Under ``latency``: only what is faster, lossless forms among it. Under ``flops``: all."""
+def _faster(job: _Job, plans: Mapping[str, SitePlan], together: bool = False) -> Mapping[str, SitePlan]:
+    """Under ``latency``: only what is faster, lossless forms among it. Under ``flops``: all.
+
+    With ``together``, and not only alone.
+    """
     if not job.latency:
         return plans
     sites = [site for site in job.matches.sites if site.name not in job.settled]
@@ -359,6 +368,15 @@ def _faster(job: _Job, plans: Mapping[str, SitePlan]) -> Mapping[str, SitePlan]:
             job.model, sites, options, job.feeds, job.progress, job.batch
         )
         job.timings.update(timings)
+        if together:
+            kept = keep_together(
+                job.model,
+                job.matches.sites,
+                {**plans, **job.settled, **kept},
+                job.timings,
+                job.feeds,
+                job.progress,
+            )
     return {**plans, **job.settled, **kept}
 
 
@@ -373,7 +391,11 @@ def _options(job: _Job, site: Site, chosen: SitePlan) -> list[SitePlan]:
         job.quantized[site.name] = plan_quantized(site, statistics)
     quantized = job.quantized[site.name]
     if quantized is None:
-        return [chosen, exact_plan(site)] if chosen.block and can_be_blocks(site) else [chosen]
+        forms = (chosen, *chosen.alternatives)
+        if chosen.block is None:
+            return [chosen]
+        exact = [p for p in exact_plans(site) if not any(p.panel == c.panel and not c.block for c in forms)]
+        return [*forms, *exact]
     return [quantized] if chosen.test == "bound" or not chosen.staged else [chosen, quantized]
 
 

@@ -9,6 +9,7 @@ import onnx
 from exprune_cli.functions import function_proto
 from exprune_cli.graph import ModelGraph
 from exprune_cli.model import Model
+from exprune_cli.planning.panels import PANEL
 from exprune_cli.planning.quantized import extra_bytes
 from exprune_cli.record import SiteRecord
 from exprune_cli.rules import RULES
@@ -72,6 +73,8 @@ def _record(site: Site, plan: SitePlan, names: tuple[str, str] | None) -> SiteRe
         parameters["z"] = plan.z
     if plan.block:
         parameters["block"] = plan.block
+    if plan.panel:
+        parameters["panel"] = PANEL
     return SiteRecord(
         name=site.name,
         op=site.op,

@@ -202,6 +202,8 @@ class SitePlan:
         parameters: The test's arrays, by the op's input name, e.g. ``scale`` ``[S, N]``.
         block: For a Conv that is decided in blocks: how many neighbouring positions of a channel;
             0 for an exact Conv (one chunk, no test).
+        panel: For a Conv: blocks are of 16 output channels x one position, and so are the weights.
+        alternatives: Other forms of the site at the same budget, for timing to choose from.
         z: For ``stats``: the quantile that the test statistic is compared with.
         pruned: Expected share of outputs decided at or before each check, ``[S]``; None unknown.
         lost_energy: Expected share of the site's energy (sum of squared outputs) that is lost.
@@ -223,6 +225,8 @@ class SitePlan:
     ends: tuple[int, ...] = ()
     parameters: dict[str, np.ndarray] = field(default_factory=dict)
     block: int | None = None
+    panel: bool = False
+    alternatives: tuple[SitePlan, ...] = ()
     z: float | None = None
     pruned: tuple[float, ...] | None = None
     lost_energy: float = 0.0

@@ -39,8 +39,8 @@ def has_staged(nodes: Iterable[onnx.NodeProto]) -> bool:
 
 def weight_input(node: onnx.NodeProto) -> int:
     """Position of the (first) weight among a staged node's inputs; its first axis is ``N``,
-    or ``G`` for a SparseGemm or SparseConv."""
-    if node.op_type in ("SparseGemm", "ConvRelu"):
+    or ``G`` for a SparseGemm, a SparseConv and a Conv in blocks, or counts panels of 16 outputs."""
+    if node.op_type in ("SparseGemm", "ConvRelu", "ConvReluPanel"):
         return 1
     return 5 if node.op_type.startswith("Quantized") else 3  # LowRank too
 

@@ -141,6 +141,9 @@ def _dense_weight(node: onnx.NodeProto, weights: dict[str, list[int]]) -> list[i
         return [first[1], first[0], *first[2:]]
     if node.op_type.startswith("SparseConv"):  # [G, *kernel, N]
         return [first[-1], first[0], *first[1:-1]]
+    if node.op_type in ("ConvReluPanel", "PrefixConvPanel"):  # [ceil(N / 16), *kernel, G, 16]
+        bias = weights.get(node.input[weight_input(node) + 1])
+        return None if bias is None else [bias[0], first[-2], *first[1:-2]]
     tail = weights.get(node.input[4])
     return None if tail is None or len(tail) < 2 else [first[0], first[1] + tail[1], *first[2:]]
 

@@ -8,7 +8,10 @@ before                                                         after
 ``-> Relu`` or ``Clip(0, max)``                                <test arrays>)``; or
                                                                ``PrefixConvBlock(...)``; or
                                                                ``SparseConvThreshold(...)``; or
-                                                               ``ConvRelu(X, W, b', other, max)``
+                                                               ``ConvRelu(X, W, b', other, max)``;
+                                                               or in panels of 16 output channels
+                                                               ``PrefixConvPanel(...)``,
+                                                               ``ConvReluPanel(...)``
 =============================================================  ==================================
 
 Algebra: with the BatchNormalization's factor ``f = gamma / sqrt(var + eps)`` and shift,
@@ -16,7 +19,8 @@ Algebra: with the BatchNormalization's factor ``f = gamma / sqrt(var + eps)`` an
 order, so ``z = sum over chunks of (W' chunk * X chunk) + b' + other``; after a chunk, a test on
 the partial sum decides outputs for which ``relu(z) = 0`` is certain (or likely enough).
 The other operand of the Add is known when the site runs: an offset of the test.
-A Pad of zeros before the Conv is folded into its pads. ``ConvRelu`` is the whole Conv, exact.
+A Pad of zeros before the Conv is folded into its pads. ``ConvRelu`` and
+``ConvReluPanel`` are the whole Conv, exact.
 ``SparseConvThreshold`` multiplies no input that is zero: those terms are zero (weights are finite).
 """
 
@@ -26,6 +30,7 @@ import onnx_graphsurgeon as gs
 from exprune_cli.rules._blocks import rewrite_blocks
 from exprune_cli.rules._constants import Reason
 from exprune_cli.rules._linear import Linear
+from exprune_cli.rules._panels import rewrite_panels
 from exprune_cli.rules._relu import match_relu, relu_site, rewrite_relu
 from exprune_cli.rules._sparse_conv import rewrite_sparse
 
@@ -52,6 +57,8 @@ def site(graph: ModelGraph, linear: Linear) -> Site:
 
 def rewrite(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, str]:
     """Stages the site; returns the names of the new node and its survivors output."""
+    if plan.panel:
+        return rewrite_panels(graph, site, plan)
     if plan.block is not None:
         return rewrite_blocks(graph, site, plan)
     if plan.input_nonzero:

@@ -89,15 +89,23 @@ struct Geometry {
   }
 };
 
-// Shape inference of Y from X, the attributes, and the weights at input `weights_index` whose axis
-// `outputs_axis` (-1: the last) holds the outputs, and whose axes from `kernel_axis` on the kernel.
-static inline OrtStatus* infer_conv(const OrtShapeInferContext* context, size_t weights_index, int outputs_axis,
-                                    int kernel_axis = 2) {
-  KnownShape shape, weights;
+// Where a convolution's weights tell the number of outputs and the kernel's sizes.
+struct ConvWeights {
+  size_t index;          // the input
+  int axes;              // axes besides the kernel's
+  int kernel_axis;       // the kernel's first
+  size_t outputs_index;  // the input that has the outputs, on this axis: the weights, or a vector
+  int outputs_axis;      // -1: the last
+};
+
+// Shape inference of Y from X, the attributes and the weights.
+static inline OrtStatus* infer_conv(const OrtShapeInferContext* context, const ConvWeights& where) {
+  KnownShape shape, weights, outputs;
   Geometry geometry;
   size_t strides, dilations, pads;
   infer_input(context, 0, &shape);
-  infer_input(context, weights_index, &weights);
+  infer_input(context, where.index, &weights);
+  infer_input(context, where.outputs_index, &outputs);
   if (!infer_attribute_ints(context, "strides", geometry.strides, 2, &strides) ||
       !infer_attribute_ints(context, "dilations", geometry.dilations, 2, &dilations) ||
       !infer_attribute_ints(context, "pads", geometry.pads, 4, &pads) ||
@@ -112,17 +120,24 @@ static inline OrtStatus* infer_conv(const OrtShapeInferContext* context, size_t 
     y.dims[0] = shape.dims[0];
     y.names[0] = shape.names[0];
   }
-  if (weights.rank == rank) {
-    const int axis = outputs_axis < 0 ? rank - 1 : outputs_axis;
-    y.dims[1] = weights.dims[axis];
-    y.names[1] = weights.names[axis];
+  if (outputs.rank == (where.outputs_index == where.index ? where.axes + geometry.rank : 1)) {
+    const int axis = where.outputs_axis < 0 ? outputs.rank - 1 : where.outputs_axis;
+    y.dims[1] = outputs.dims[axis];
+    y.names[1] = outputs.names[axis];
   }
-  for (int i = 0; i < geometry.rank && shape.rank == rank && weights.rank == rank; i++) {
-    const int64_t size = shape.dims[2 + i], kernel = weights.dims[kernel_axis + i];
+  const bool known = shape.rank == rank && weights.rank == where.axes + geometry.rank;
+  for (int i = 0; i < geometry.rank && known; i++) {
+    const int64_t size = shape.dims[2 + i], kernel = weights.dims[where.kernel_axis + i];
     int64_t result;
     if (size >= 0 && kernel >= 1 && geometry.output_size(i, size, kernel, &result)) y.dims[2 + i] = result;
   }
   return infer_output(context, 0, ort::kFloat, &y);
+}
+
+// The same for weights with an axis each for outputs (-1: the last) and groups, besides the kernel's.
+static inline OrtStatus* infer_conv(const OrtShapeInferContext* context, size_t weights, int outputs_axis,
+                                    int kernel_axis = 2) {
+  return infer_conv(context, {weights, 2, kernel_axis, weights, outputs_axis});
 }
 
 }  // namespace exprune

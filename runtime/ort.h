@@ -186,5 +186,6 @@ const OrtCustomOp* const* quantized_head_ops(size_t* count);
 const OrtCustomOp* const* low_rank_ops(size_t* count);
 const OrtCustomOp* const* block_conv_ops(size_t* count);
 const OrtCustomOp* const* sparse_conv_ops(size_t* count);
+const OrtCustomOp* const* panel_conv_ops(size_t* count);
 
 }  // namespace exprune

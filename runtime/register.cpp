@@ -22,7 +22,7 @@ static OrtStatus* make_domain() {
   using List = const OrtCustomOp* const* (*)(size_t*);
   const List lists[] = {prefix_gemm_ops,    prefix_conv_ops,    prefix_argmax_ops, sparse_gemm_ops,
                         quantized_gemm_ops, quantized_head_ops, low_rank_ops,      block_conv_ops,
-                        sparse_conv_ops};
+                        sparse_conv_ops,    panel_conv_ops};
   for (List list : lists) {
     size_t count = 0;
     const OrtCustomOp* const* ops = list(&count);

@@ -4,23 +4,28 @@
 
 namespace exprune {
 
-OrtStatus* read_order(const Call& call, ScratchPool& scratch, int64_t groups, StagedInputs* in) {
-  EXPRUNE_RETURN_IF_ERROR(call.input(kOrder, "order", ort::kInt64, &in->order));
-  EXPRUNE_RETURN_IF_ERROR(call.shape(in->order, "order", "[G]", &groups, 1));
-  Lease lease(scratch, static_cast<size_t>(groups));
+OrtStatus* read_permutation(const Call& call, ScratchPool& scratch, size_t index, const char* name,
+                            const char* meaning, int64_t count, Tensor* tensor) {
+  EXPRUNE_RETURN_IF_ERROR(call.input(index, name, ort::kInt64, tensor));
+  EXPRUNE_RETURN_IF_ERROR(call.shape(*tensor, name, meaning, &count, 1));
+  Lease lease(scratch, static_cast<size_t>(count));
   char* seen = lease.data();
   if (!seen) return error(ort::kFail, "%s: out of memory", call.op);
-  memset(seen, 0, static_cast<size_t>(groups));
-  for (int64_t i = 0; i < groups; i++) {
-    const int64_t g = in->order.ints()[i];
-    if (g < 0 || g >= groups || seen[g]) {
-      return call.bad("order", "is no permutation of 0 to %lld: %lld at position %lld",
-                      static_cast<long long>(groups - 1), static_cast<long long>(g),
+  memset(seen, 0, static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t value = tensor->ints()[i];
+    if (value < 0 || value >= count || seen[value]) {
+      return call.bad(name, "is no permutation of 0 to %lld: %lld at position %lld",
+                      static_cast<long long>(count - 1), static_cast<long long>(value),
                       static_cast<long long>(i));
     }
-    seen[g] = 1;
+    seen[value] = 1;
   }
   return nullptr;
+}
+
+OrtStatus* read_order(const Call& call, ScratchPool& scratch, int64_t groups, StagedInputs* in) {
+  return read_permutation(call, scratch, kOrder, "order", "[G]", groups, &in->order);
 }
 
 OrtStatus* read_ends(const Call& call, int64_t groups, StagedInputs* in) {

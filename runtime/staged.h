@@ -13,6 +13,10 @@ struct StagedInputs {
   Tensor x, order, ends, head, tail, bias, offset, max, parameters[3], survivors;
 };
 
+// Reads and checks a vector that must be a permutation of 0 to count - 1.
+OrtStatus* read_permutation(const Call& call, ScratchPool& scratch, size_t index, const char* name,
+                            const char* meaning, int64_t count, Tensor* tensor);
+
 // Reads and checks order and ends, for X with so many groups.
 OrtStatus* read_order(const Call& call, ScratchPool& scratch, int64_t groups, StagedInputs* in);
 OrtStatus* read_ends(const Call& call, int64_t groups, StagedInputs* in);

@@ -344,35 +344,44 @@ def _rows_of_conv(x, w, offset, geometry):
     return rows, lead, offset.reshape(1, 1)
 
 
-def prefix_conv_block(x, order, ends, w, bias, offset, ceiling, scale, shift, limit, block, **geometry):
-    """Inputs: X, order, ends, W, bias, offset, max, scale, shift, limit, block."""
+def _blocked(x, order, ends, w, bias, offset, ceiling, parameters, sums, size, geometry):
+    """A Conv with one decision for the outputs that ``sums`` adds up, at most ``size`` of them."""
     rows, lead, offset = _rows_of_conv(x, w, offset, geometry)
     layer = _Layer(rows, order, np.moveaxis(w, 0, 1), np.moveaxis(w, 0, 1)[:, :0])
     off = bias.astype(np.float64) + offset
-    positions, run = math.prod(lead[1:]), int(block[0])
-
-    def sums(values):
-        """Sums over the blocks, at each of their positions."""
-        by_image = values.reshape(lead[0], positions, w.shape[1])
-        total = np.zeros_like(by_image)
-        for start in range(0, positions, run):
-            total[:, start : start + run] = by_image[:, start : start + run].sum(axis=1, keepdims=True)
-        return total.reshape(values.shape)
+    scale, shift, limit = parameters
 
     def test(s, e):
         value = scale[s] * layer.terms[:, :, :e].sum(axis=2) + off + shift[s]
         positive = np.where(value < 0, 0, value)
         noise = abs(scale[s]) * layer.sizes[:, :, :e].sum(axis=2) + abs(off) + abs(shift[s])
         noise = ROUNDING * noise
-        score = sums(positive**2)
+        score = sums(positive**2, lead)
         spread = (
-            sums(np.where(value < -noise, 0, 2 * noise * abs(positive) + noise**2)) + ROUNDING * run * score
+            sums(np.where(value < -noise, 0, 2 * noise * abs(positive) + noise**2), lead)
+            + ROUNDING * size * score
         )
         return score, np.broadcast_to(limit[s], score.shape).astype(np.float64), spread
 
     y, survivors, distance, rounding, unsure = _relu(layer, ends, off, float(ceiling[0]), test)
     y = np.moveaxis(y.reshape(*lead, w.shape[1]), -1, 1)
     return Outcome(y, survivors, distance, rounding, unsure)
+
+
+def prefix_conv_block(x, order, ends, w, bias, offset, ceiling, scale, shift, limit, block, **geometry):
+    """Inputs: X, order, ends, W, bias, offset, max, scale, shift, limit, block."""
+    run = int(block[0])
+
+    def sums(values, lead):
+        """Sums over the blocks, at each of their positions."""
+        positions = math.prod(lead[1:])
+        by_image = values.reshape(lead[0], positions, w.shape[1])
+        total = np.zeros_like(by_image)
+        for start in range(0, positions, run):
+            total[:, start : start + run] = by_image[:, start : start + run].sum(axis=1, keepdims=True)
+        return total.reshape(values.shape)
+
+    return _blocked(x, order, ends, w, bias, offset, ceiling, (scale, shift, limit), sums, run, geometry)
 
 
 def sparse_conv_threshold(x, order, ends, w, bias, offset, ceiling, scale, limit, **geometry):
@@ -415,6 +424,39 @@ def conv_relu(x, w, bias, offset, ceiling, **geometry):
     return Outcome(np.moveaxis(y.reshape(*lead, w.shape[1]), -1, 1), *rest)
 
 
+def panel_weights(w, outputs, channels=None):
+    """``[G, N, *kernel]`` in the outputs' order, of ``[ceil(N / 16), *kernel, G, 16]`` in that of ``channels``."""
+    rows = np.moveaxis(np.moveaxis(w, -1, 1), -1, 2).reshape(-1, w.shape[-2], *w.shape[1:-2])[:outputs]
+    natural = np.empty_like(rows)
+    natural[np.arange(outputs) if channels is None else channels] = rows
+    return np.moveaxis(natural, 0, 1)
+
+
+def prefix_conv_panel(x, order, ends, w, bias, offset, ceiling, scale, shift, limit, channels, **geometry):
+    """Inputs: X, order, ends, W, bias, offset, max, scale, shift, limit, channels."""
+    w = panel_weights(w, len(bias), channels)
+    panel = np.empty(len(bias), np.int64)
+    panel[channels] = np.arange(len(bias)) // 16
+    same = (panel[:, None] == panel[None]).astype(np.float64)
+
+    def sums(values, lead):
+        """Sums over the outputs of a panel, at each of them."""
+        with np.errstate(invalid="ignore"):
+            clean = np.where(np.isfinite(values), values, 0) @ same
+            wild = np.where(np.isfinite(values), 0, values)
+            total = np.stack([wild[:, panel == p].sum(axis=1) for p in panel], axis=1)
+        return np.where(np.isfinite(total), clean, total)
+
+    return _blocked(
+        x, order, ends, w, bias, offset, ceiling, (scale, shift, limit[:, panel]), sums, 16, geometry
+    )
+
+
+def conv_relu_panel(x, w, bias, offset, ceiling, **geometry):
+    """Inputs: X, W, bias, offset, max. Nothing is decided."""
+    return conv_relu(x, panel_weights(w, len(bias)), bias, offset, ceiling, **geometry)
+
+
 #: The oracle of each op; all take the op's inputs, then its attributes by keyword.
 ORACLES = {
     "PrefixGemmThreshold": prefix_gemm_threshold,
@@ -426,6 +468,8 @@ ORACLES = {
     "PrefixConvBlock": prefix_conv_block,
     "ConvRelu": conv_relu,
     "SparseConvThreshold": sparse_conv_threshold,
+    "PrefixConvPanel": prefix_conv_panel,
+    "ConvReluPanel": conv_relu_panel,
     "PrefixArgMaxThreshold": prefix_argmax_threshold,
     "PrefixArgMaxStats": prefix_argmax_stats,
     "PrefixArgMaxBound": prefix_argmax_bound,

@@ -196,6 +196,114 @@ def _exact(opset: int) -> Function:
     )
 
 
+#: ``[ceil(N / 16), *kernel, G, 16]`` as ``[16 ceil(N / 16), G, *kernel]``: ``rows``, outputs in the panels' order.
+PANELS = """
+  panel_size = Constant <value: tensor = int64[1] {16}> ()
+  taps_flat = Constant <value: tensor = int64[1] {-1}> ()
+  after_first = Constant <value: tensor = int64[1] {1}> ()
+  w_shape = Shape (W)
+  groups_axis = Constant <value: tensor = int64[1] {-2}> ()
+  groups_end = Constant <value: tensor = int64[1] {-1}> ()
+  w_panels = Slice (w_shape, from_0, after_first)
+  w_kernel = Slice (w_shape, after_first, groups_axis)
+  w_groups = Slice (w_shape, groups_axis, groups_end)
+  w_as_four = Concat <axis = 0> (w_panels, taps_flat, w_groups, panel_size)
+  w_four = Reshape (W, w_as_four)
+  w_turned = Transpose <perm = [0, 3, 2, 1]> (w_four)
+  w_as_conv = Concat <axis = 0> (taps_flat, w_groups, w_kernel)
+  rows = Reshape (w_turned, w_as_conv)
+  all_outputs = Shape (bias)
+"""
+FROM_0 = """
+  from_0 = Constant <value: tensor = int64[1] {0}> ()
+"""
+
+PANEL_LAYER = dataclasses.replace(
+    BLOCK_LAYER,
+    weights=f"""{FROM_0}{PANELS}
+  sorted_channels, slots = TopK <axis = 0, largest = 0> (channels, all_outputs)
+  weights = Gather <axis = 0> (rows, slots)
+""",
+)
+
+#: Prune a position of a panel where the sum over its outputs of ``max(scale * partial + off + shift, 0)^2`` is
+#: below its limit. Outputs are taken in the order of ``channels`` and filled up with zeros to whole panels.
+PANEL_TEST = Test(
+    inputs="scale, shift, limit, channels",
+    attributes=(),
+    setup=f"""{OFFSET}
+  keep_two = Constant <value: tensor = int64[2] {{0, 0}}> ()
+  batch = Slice (head_shape, index_0, index_1)
+  y_rank = Shape (head_shape)
+  spatial = Slice (head_shape, index_2, y_rank)
+  positions = ReduceProd (spatial)
+  as_outputs = Concat <axis = 0> (keep_two, positions)
+  filled = Mul (w_panels, panel_size)
+  unfilled = Sub (filled, all_outputs)
+  fill_shape = Concat <axis = 0> (batch, unfilled, positions)
+  fill = ConstantOfShape <value: tensor = float[1] {{0}}> (fill_shape)
+  as_panels = Concat <axis = 0> (batch, w_panels, panel_size, positions)
+  as_filled = Concat <axis = 0> (batch, filled, positions)
+  ones_shape = Concat <axis = 0> (index_1, panel_size)
+  ones = ConstantOfShape <value: tensor = float[1] {{1}}> (ones_shape)
+  limit_shape = Concat <axis = 0> (flat, index_1, index_1)
+""",
+    check="""
+    scale_row = Gather (scale, at)
+    scale_out = Reshape (scale_row, per_output)
+    shift_row = Gather (shift, at)
+    shift_out = Reshape (shift_row, per_output)
+    limit_row = Gather (limit, at)
+    limit_out = Reshape (limit_row, limit_shape)
+    scaled = Mul (scale_out, partial)
+    with_offset = Add (scaled, off)
+    estimate = Add (with_offset, shift_out)
+    below = Less (estimate, zero)
+    above = Where (below, zero, estimate)
+    squared = Mul (above, above)
+    squared_outputs = Reshape (squared, as_outputs)
+    squared_ordered = Gather <axis = 1> (squared_outputs, channels)
+    squared_filled = Concat <axis = 1> (squared_ordered, fill)
+    squared_panels = Reshape (squared_filled, as_panels)
+    score = MatMul (ones, squared_panels)
+    pruned_panel = Less (score, limit_out)
+    pruned_panels = Expand (pruned_panel, as_panels)
+    pruned_filled = Reshape (pruned_panels, as_filled)
+    pruned_outputs = Gather <axis = 1> (pruned_filled, slots)
+    pruned = Reshape (pruned_outputs, head_shape)
+""",
+)
+
+
+def _panel(opset: int) -> Function:
+    return Function(
+        signature("X, order, ends, W, bias, offset, max, scale, shift, limit, channels", OUTPUTS, GEOMETRY),
+        staged(PANEL_LAYER, PANEL_TEST, COUNT_OUTPUTS, FINISH_RELU),
+        "A Conv and its ReLU, in chunks of input channels: after each chunk, a panel of 16 output channels becomes 0 "
+        "at a position where the sum of the squares of what is expected of them, as far as positive, is below the "
+        "panel's limit. When all are decided the remaining chunks are skipped.",
+    )
+
+
+def _exact_panel(opset: int) -> Function:
+    return Function(
+        signature("X, W, bias, offset, max", OUTPUTS, GEOMETRY),
+        f"""{FROM_0}{PANELS}
+  first_slot = Squeeze (from_0)
+  last_slot = Squeeze (all_outputs)
+  slot_step = Squeeze (after_first)
+  slots = Range (first_slot, last_slot, slot_step)
+  weights = Gather <axis = 0> (rows, slots)
+  zero = Constant <value: tensor = float {{0}}> ()
+  convolved = {CONV} (X, weights, bias)
+  computed = Add (convolved, offset)
+{RELU}
+  survivors = ConstantOfShape <value: tensor = int64[1] {{0}}> (from_0)""",
+        "A Conv and its ReLU, whole: this is the dense layer. The kernel takes 16 output channels at a time and skips "
+        "the taps that see padding.",
+    )
+
+
 FUNCTIONS: dict[str, Callable[[int], Function]] = {
     "PrefixConvThreshold": _staged(
         THRESHOLD,
@@ -210,4 +318,6 @@ FUNCTIONS: dict[str, Callable[[int], Function]] = {
     "PrefixConvBound": _bound,
     "PrefixConvBlock": _block,
     "ConvRelu": _exact,
+    "PrefixConvPanel": _panel,
+    "ConvReluPanel": _exact_panel,
 }

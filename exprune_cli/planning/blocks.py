@@ -79,7 +79,7 @@ def plan_blocks(
     saved = [LEAST_SAVING] * len(budgets)
     lost_by_length = {length: _by_block(energy, length) for length in lengths}
     for end, partial in zip(ends, statistics.partial, strict=True):
-        fit = _fit(partial, statistics.final)
+        fit = fit_outputs(partial, statistics.final)
         scale, shift = fit.slope, fit.intercept + SLACK * fit.sigma
         above = partial * scale[:, None].astype(np.float32)
         above += (statistics.offset + shift[:, None]).astype(np.float32)
@@ -99,7 +99,7 @@ def plan_blocks(
                 share = float(shares[count - 1]) if count else 0.0
                 gain = 1 - LENGTHS[length] * (end + (1 - share) * (site.groups - end)) / site.groups
                 if count and gain > saved[i]:
-                    limit = _above(score[rank[count - 1]])
+                    limit = above_limit(score[rank[count - 1]])
                     saved[i] = gain
                     best[i] = SitePlan(
                         site.name,
@@ -121,12 +121,13 @@ def plan_blocks(
     return best
 
 
-def _above(score: float) -> np.float32:
+def above_limit(score: float) -> np.float32:
+    """The least limit that a score is below."""
     higher: np.float32 = np.nextafter(np.float32(score), np.float32(np.inf))
     return max(higher, np.finfo(np.float32).tiny)
 
 
-def _fit(partial: np.ndarray, final: np.ndarray) -> calibrated.Fit:
+def fit_outputs(partial: np.ndarray, final: np.ndarray) -> calibrated.Fit:
     """The regression per output, ``[I, N, P]`` both."""
     rows = [values.transpose(0, 2, 1).reshape(-1, values.shape[1]) for values in (partial, final)]
     return calibrated.fit(*rows)

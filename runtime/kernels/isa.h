@@ -7,6 +7,7 @@
 #include "block_conv.h"
 #include "estimated_gemm.h"
 #include "estimated_top_k.h"
+#include "panel_conv.h"
 #include "prefix_argmax.h"
 #include "prefix_conv.h"
 #include "prefix_gemm.h"
@@ -34,6 +35,7 @@ const Kernels kKernels = {
     estimated_top_k<LowRankSource>,
     block_conv,
     sparse_conv,
+    panel_conv,
 };
 
 }  // namespace EXPRUNE_ISA

@@ -100,6 +100,17 @@ struct BlockConvCall {
   std::atomic<void*>* geometry;  // the kernel's own: what it remembers of a shape, from malloc(), or null
 };
 
+// A convolution in blocks of one panel of output channels x one output position. In `staged`: head holds all
+// weights [ceil(N / 16), T, G, 16] in the order of the reduction, tail is null, order may be null (0 to G-1), and
+// there may be one chunk only, which is then an exact convolution. first and second are scale and shift [S, N], third
+// is limit [S, ceil(N / 16)].
+constexpr int64_t kPanelChannels = 16;
+
+struct PanelConvCall {
+  ConvCall conv;
+  const int64_t* channels;  // [N], a permutation: lane i of panel p is output channels[16 p + i]; null: in order
+};
+
 struct ArgMaxCall {
   Staged staged;
   int64_t rows;
@@ -198,6 +209,7 @@ struct Kernels {
   // head holds all weights [G, T, N] in the order of the reduction, tail is null; survivors is [S + C]: after
   // those of each check the multiply-accumulates of each chunk, zeros of X left out.
   bool (*sparse_conv)(const ConvCall&, const Env&);
+  bool (*panel_conv)(const PanelConvCall&, const Env&);
 };
 
 // The table in use, chosen when the library is loaded: the best that the processor has, or what the

@@ -14,6 +14,7 @@ namespace scalar {
 
 bool block_conv(const BlockConvCall& call, const Env&);  // scalar_block_conv.cpp
 bool sparse_conv(const ConvCall& c, const Env&);         // scalar_sparse_conv.cpp
+bool panel_conv(const PanelConvCall& call, const Env&);  // scalar_panel_conv.cpp
 
 // Weight of output n for position g of the reduction and tap t.
 static double weight(const Staged& p, int64_t n, int64_t g, int64_t t) {
@@ -278,6 +279,7 @@ const Kernels kKernels = {
     low_rank_top_k,
     block_conv,
     sparse_conv,
+    panel_conv,
 };
 
 }  // namespace scalar

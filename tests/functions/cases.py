@@ -86,7 +86,7 @@ def make_case(
     ends = _ends(rng, groups, chunks) if ends is None else np.array(ends, np.int64)
     weights = _floats(rng, outputs, groups, *taps) / np.float32(math.sqrt(groups * math.prod(taps)))
     checks, head = len(ends) - 1, int(ends[0])
-    if op in ("ConvRelu", "PrefixConvBlock"):
+    if op in ("ConvRelu", "PrefixConvBlock", "ConvReluPanel", "PrefixConvPanel"):
         return _block_case(rng, op, x, weights, ends, full_offset, ceiling, strides, dilations, pads)
     inputs = {"X": x, "order": rng.permutation(groups).astype(np.int64), "ends": ends}
     if op == "SparseConvThreshold":
@@ -145,6 +145,8 @@ def _block_case(rng, op, x, weights, ends, full_offset, ceiling, strides, dilati
     }
     if full_offset:
         inputs["offset"] = _floats(rng, *_output_shape(op, inputs, attributes))
+    if op.endswith("Panel"):
+        return _panel_case(rng, op, inputs, ends, attributes)
     if op == "ConvRelu":
         return Case(op, inputs, attributes)
     run = int(rng.integers(1, 20))
@@ -154,6 +156,27 @@ def _block_case(rng, op, x, weights, ends, full_offset, ceiling, strides, dilati
         "shift": _floats(rng, checks, outputs) * np.float32(0.3),
         "limit": abs(_floats(rng, checks, outputs)) * np.float32(0.5 * run),
         "block": np.array([run], np.int64),
+    }
+    return Case(op, first | inputs | more, attributes)
+
+
+def _panel_case(rng, op, inputs, ends, attributes) -> Case:
+    """The same in panels of 16 outputs, whose order is that of ``channels``."""
+    groups, outputs, *kernel = inputs["W"].shape
+    checks, panels = len(ends) - 1, -(-outputs // 16)
+    channels = np.arange(outputs) if op == "ConvReluPanel" else rng.permutation(outputs)
+    rows = np.zeros((16 * panels, groups, *kernel), np.float32)
+    rows[:outputs] = np.moveaxis(inputs["W"], 0, 1)[channels]
+    turned = np.moveaxis(rows.reshape(panels, 16, groups, *kernel), (1, 2), (-1, -2))
+    inputs["W"] = np.ascontiguousarray(turned)
+    if op == "ConvReluPanel":
+        return Case(op, inputs, attributes)
+    first = {"X": inputs.pop("X"), "order": rng.permutation(groups).astype(np.int64), "ends": ends}
+    more = {
+        "scale": 1 + abs(_floats(rng, checks, outputs)) * np.float32(0.3),
+        "shift": _floats(rng, checks, outputs) * np.float32(0.3),
+        "limit": abs(_floats(rng, checks, panels)) * np.float32(0.5 * min(outputs, 16)),
+        "channels": channels.astype(np.int64),
     }
     return Case(op, first | inputs | more, attributes)
 
@@ -284,7 +307,7 @@ def compare(
     output, survivors = got
     assert survivors.dtype == np.int64
     lossless = case.op.endswith("Bound") and not kernel
-    assert case.op != "ConvRelu" or survivors.shape == (0,)
+    assert not case.op.startswith("ConvRelu") or survivors.shape == (0,)
     if lossless:
         everything = want.distance.shape[1] * want.distance.shape[2]
         assert survivors.tolist() == [everything] * len(want.survivors)

@@ -62,7 +62,7 @@ def _numbers(call: Call, rng: np.random.Generator) -> bool:
             flat[at] = np.clip(flat[at] + rng.integers(-2, 3), -(2**62), 2**62)
         else:
             flat[at] = INTS[rng.integers(len(INTS))]
-    if name == "W" and call.op in ("ConvRelu", "SparseGemm", "SparseConvThreshold"):
+    if name == "W" and call.op in ("ConvRelu", "ConvReluPanel", "SparseGemm", "SparseConvThreshold"):
         # Such weights are refused by the rules: a product with a skipped zero would be a NaN.
         return bool(np.isfinite(value).all())
     sound = name.startswith("W") and call.op.endswith("Bound")  # what bounds weights was made for others

@@ -36,6 +36,11 @@ INPUTS = {
         *("X", "order", "ends", "W", "bias", "offset", "max"),
         *("scale", "shift", "limit", "block"),
     ),
+    "ConvReluPanel": ("X", "W", "bias", "offset", "max"),
+    "PrefixConvPanel": (
+        *("X", "order", "ends", "W", "bias", "offset", "max"),
+        *("scale", "shift", "limit", "channels"),
+    ),
 }
 KINDS = ("Threshold", "Stats", "Bound")
 
@@ -59,7 +64,9 @@ def model(op: str, attributes=(), outputs: int = 2, shapes=None, constants=None)
         "case",
         [
             helper.make_tensor_value_info(
-                n, TensorProto.INT64 if n in ("order", "ends", "block") else TensorProto.FLOAT, shapes.get(n)
+                n,
+                TensorProto.INT64 if n in ("order", "ends", "block", "channels") else TensorProto.FLOAT,
+                shapes.get(n),
             )
             for n in names
             if n not in constants

@@ -16,6 +16,7 @@ from . import quantized
 from .cases import KINDS, random_site
 from .test_block_conv import block_inputs, exact_inputs
 from .test_low_rank import case as low_rank_case
+from .test_panel_conv import panel_inputs
 from .test_sparse_conv import sparse_inputs
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
@@ -35,7 +36,7 @@ class Call:
     @property
     def lossless(self) -> bool:
         """Whether the op's function is the dense layer."""
-        return self.op.endswith("Bound") or self.op in ("SparseGemm", "ConvRelu")
+        return self.op.endswith("Bound") or self.op in ("SparseGemm", "ConvRelu", "ConvReluPanel")
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -78,6 +79,11 @@ def valid(op: str, rng: np.random.Generator) -> Call:
         full, clipped = bool(rng.integers(2)), bool(rng.integers(2))
         inputs, attributes = sparse_inputs(seed, **_conv(rng), **more, full=full, clipped=clipped)
         return Call(op, inputs, attributes)
+    if op in ("ConvReluPanel", "PrefixConvPanel"):
+        more = {"batch": min(rows, 5), "outputs": min(outputs, 33), "groups": min(groups, 16)}
+        full, clipped = bool(rng.integers(2)), bool(rng.integers(2))
+        inputs, attributes = panel_inputs(seed, **_conv(rng), **more, full=full, clipped=clipped)
+        return Call(op, exact_inputs(inputs) if op == "ConvReluPanel" else inputs, attributes)
     return _prefix(op, rng, rows, outputs, groups, flags)
 
 

@@ -13,6 +13,7 @@ from .test_block_conv import block_inputs, exact_inputs
 from .test_door import CONV, conv_inputs, f, gemm_inputs
 from .test_low_rank import case as low_rank_case
 from .test_low_rank import run as run_low_rank
+from .test_panel_conv import panel_inputs
 
 STRIDED = {"strides": [2, 2], "dilations": [1, 1], "pads": [0, 0, 0, 0]}
 
@@ -60,6 +61,16 @@ def test_a_kernel_far_beyond_its_input(library, op):
         run(library, op, inputs, **attributes)
 
 
+@pytest.mark.parametrize("op", ["ConvReluPanel", "PrefixConvPanel"])
+def test_panels_with_a_kernel_far_beyond_the_input(library, op):
+    """Nothing is planned for the reach, only for the outputs."""
+    far = 2**24
+    attributes = {"strides": [1, 1], "dilations": [far, 1], "pads": [far, 0, far, 0]}
+    inputs, _ = panel_inputs()
+    inputs = exact_inputs(inputs) if op == "ConvReluPanel" else inputs
+    assert run(library, op, inputs, **attributes)[0].shape == (1, 21, 6, 4)
+
+
 def test_many_rows_of_nothing(library):
     start = time.perf_counter()
     inputs = {"X": f(2**33, 0), "W": f(0, 0), "bias": f(0)}
@@ -101,10 +112,13 @@ def test_flags_that_are_none(best_library, op, name, value):
 
 @pytest.mark.parametrize("name", ["strides", "dilations", "pads"])
 @pytest.mark.parametrize("value", [1, 1.0, "1", (1.0, 1.0)], ids=str)
-@pytest.mark.parametrize("op", ["PrefixConvThreshold", "ConvRelu", "PrefixConvBlock"])
+@pytest.mark.parametrize(
+    "op", ["PrefixConvThreshold", "ConvRelu", "PrefixConvBlock", "ConvReluPanel", "PrefixConvPanel"]
+)
 def test_geometry_of_another_type(best_library, op, name, value):
     inputs = conv_inputs() if op == "PrefixConvThreshold" else block_inputs()[0]
-    inputs = exact_inputs(inputs) if op == "ConvRelu" else inputs
+    inputs = panel_inputs()[0] if op.endswith("Panel") else inputs
+    inputs = exact_inputs(inputs) if op.startswith("ConvRelu") else inputs
     with pytest.raises(Exception, match=f"{op}: attribute"):
         run(best_library, op, inputs, **{**CONV, name: value})
 

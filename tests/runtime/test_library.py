@@ -82,6 +82,7 @@ from tests.runtime.quantized import BAD, good, run_quantized
 from tests.runtime.test_low_rank import case as low_rank_case, run as run_low_rank
 from tests.runtime.test_block_conv import BAD_BLOCKS, CASES, block_inputs, exact_inputs
 from tests.runtime.test_door import BAD_CONV, BAD_GEMM, CONV, conv_inputs, gemm_inputs
+from tests.runtime.test_panel_conv import BAD as BAD_PANELS, CASES as PANELS, panel_inputs
 
 library = sys.argv[1]
 for family in ("Gemm", "Conv", "ArgMax"):
@@ -114,8 +115,14 @@ for case in CASES:
         inputs, attributes = block_inputs(**case, batch=batch)
         run(library, "PrefixConvBlock", inputs, threads=2, **attributes)
         run(library, "ConvRelu", exact_inputs(inputs), threads=2, **attributes)
+for case in PANELS:
+    for batch in (1, 3):
+        inputs, attributes = panel_inputs(**case, batch=batch)
+        run(library, "PrefixConvPanel", inputs, threads=2, **attributes)
+        run(library, "ConvReluPanel", exact_inputs(inputs), threads=2, **attributes)
 for op, bad, inputs, attributes in (
     ("PrefixConvBlock", BAD_BLOCKS, *block_inputs()),
+    ("PrefixConvPanel", BAD_PANELS, *panel_inputs()),
     ("PrefixGemmThreshold", BAD_GEMM, gemm_inputs(), {}),
     ("PrefixConvThreshold", BAD_CONV, conv_inputs(), CONV),
 ):
