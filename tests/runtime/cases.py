@@ -91,7 +91,8 @@ def session(library: str, data: bytes, threads: int = 1) -> ort.InferenceSession
 
 
 @lru_cache(maxsize=64)
-def _session(library, op, attributes, outputs, threads):
+def _session(library, op, attributes, text, outputs, threads):
+    """``text`` tells 1.0 from 1, which are one key."""
     return session(library, model(op, attributes, outputs), threads)
 
 
@@ -100,7 +101,7 @@ def run(library: str, op: str, inputs: dict, threads: int = 1, outputs: int = 2,
     frozen = tuple(
         (k, tuple(v) if isinstance(v, (list, tuple)) else v) for k, v in sorted(attributes.items())
     )
-    return _session(library, op, frozen, outputs, threads).run(None, inputs)
+    return _session(library, op, frozen, repr(frozen), outputs, threads).run(None, inputs)
 
 
 def random_ends(rng, groups: int, chunks: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from .ops import model, open_session
 
 
 def test_a_short_round(best_library):
-    counts, faults = fuzz(best_library, 1, first=10**6, batch=360)
+    counts, faults = fuzz(best_library, 1, first=10**6, batch=20 * len(OPS))
     assert not faults, "\n".join(faults)
     text = table(counts)
     assert all(sum(n for (op, _), n in counts.items() if op == name) >= 20 for name in OPS), text
