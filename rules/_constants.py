@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from exprune_cli.graph import ModelGraph
+from exprune_cli.weights import is_kept, stored_array
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,17 @@ def _reference(constant: gs.Constant) -> ConstantRef | Reason:
     values = constant._values
     if isinstance(values, gs.ir.tensor.SparseValues):
         return Reason("sparse-weight", f"'{constant.name}' is a sparse initializer")
+    if isinstance(values.dtype, int):  # a type that NumPy lacks: its number in ONNX
+        kind = onnx.TensorProto.DataType.Name(values.dtype).lower()
+        return Reason("dtype", f"its weight '{constant.name}' is {kind}, not float32")
     # LazyValues are read anew each time: keeping them would hold every weight twice.
-    load = values.load if isinstance(values, gs.ir.tensor.LazyValues) else lambda: values
+    load = partial(_load, values) if isinstance(values, gs.ir.tensor.LazyValues) else lambda: values
     return ConstantRef(constant.name, tuple(values.shape), np.dtype(values.dtype), load)
+
+
+def _load(values: gs.ir.tensor.LazyValues) -> np.ndarray:
+    array: np.ndarray = stored_array(values.tensor) if is_kept(values.tensor) else values.load()
+    return array
 
 
 def _same(array: np.ndarray) -> np.ndarray:
