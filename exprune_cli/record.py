@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from exprune_cli import __version__
 from exprune_cli.errors import ExpruneError
 from exprune_cli.plain import from_plain
 
@@ -151,7 +152,7 @@ def read_record(proto: onnx.ModelProto) -> Record | None:
         if version != SCHEMA_VERSION:
             raise ExpruneError(
                 f"the model was written by {data.get('tool', 'another exprune')} (record version {version}); "
-                f"this exprune reads version {SCHEMA_VERSION}: update exprune"
+                f"this is exprune {__version__}, which reads version {SCHEMA_VERSION}: update exprune"
             )
         return _checked(from_plain(Record, data))
     except RecursionError:
