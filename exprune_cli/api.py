@@ -28,14 +28,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from exprune_cli.arguments import as_calibration, calibration_of, check_optimize, open_unseen, paths
+from exprune_cli.custom_ops import uses_custom_ops
 from exprune_cli.errors import ExpruneError, UsageError
 from exprune_cli.paths import PathLike, check_output, external_files
 from exprune_cli.progress import begin, counting
 
 if TYPE_CHECKING:
-    import onnx
-
-    from exprune_cli import sites
+    from exprune_cli import pipeline, sites
     from exprune_cli.data import Data, DataSet
     from exprune_cli.metrics import MetricFunction
     from exprune_cli.model import Model, ModelSource
@@ -54,6 +53,7 @@ _TIMED_INPUTS = 8
 _SPREAD_SAMPLES = 256
 
 
+@uses_custom_ops
 def calibrate(
     model: ModelSource,
     data: Data | None = None,
@@ -63,6 +63,7 @@ def calibrate(
     batch_size: int | None = None,
     seed: int = 0,
     allow_random: bool = False,
+    custom_ops: Sequence[PathLike] = (),
     progress: Progress | None = None,
 ) -> Calibration:
     """Runs a model over sample data and collects what planning needs (``exprune calibrate``).
@@ -76,6 +77,7 @@ def calibrate(
         seed: Seed of everything that is drawn.
         allow_random: Take random numbers for samples. They say nothing of real data, and the result,
             and whatever is made with it, says so.
+        custom_ops: Libraries of custom operators that the model needs, for all sessions.
         progress: Where progress is shown.
 
     Raises:
@@ -147,6 +149,7 @@ def merge_calibrations(
     return result
 
 
+@uses_custom_ops
 def optimize(
     input: ModelSource,
     output: PathLike | None = None,
@@ -165,6 +168,7 @@ def optimize(
     dry_run: bool = False,
     seed: int = 0,
     allow_random: bool = False,
+    custom_ops: Sequence[PathLike] = (),
     progress: Progress | None = None,
 ) -> Optimized:
     """Stages a model's sites (``exprune optimize``).
@@ -189,6 +193,7 @@ def optimize(
         seed: Seed of everything that is drawn.
         allow_random: Plan on random numbers where there are no samples; nothing is verified then, and the
             file and its report say so.
+        custom_ops: Libraries of custom operators that the model needs, for all sessions.
         progress: Where progress is shown.
 
     Raises:
@@ -199,7 +204,7 @@ def optimize(
     check_optimize(calibration, data, test, max_drop, confidence, metric, batch, allow_random)
     if output is not None:
         check_output(output, paths({"the input": input, "the calibration file": calibration}))
-    from exprune_cli.model import load
+    from exprune_cli.model import data_path, load
     from exprune_cli.pipeline import optimize_model
 
     begin(progress, "loading")
@@ -208,6 +213,8 @@ def optimize(
         assert model.path is not None  # bytes and protos have no files beside them
         for weights in external_files(model.path):
             check_output(output, {"the input's external data": weights})
+            # The name that the output's own weights would get.
+            check_output(data_path(Path(output)), {"the input's external data": weights})
     if allow_random:
         calibration = calibrate(input, seed=seed, allow_random=True, progress=progress)
     statistics = calibration_of(model, calibration)
@@ -230,15 +237,17 @@ def optimize(
     )
     original = input if isinstance(input, bytes) else None
     begin(progress, "saving")
-    return _finish(model, original, done.proto, done.record, done.staged, None if dry_run else output)
+    return _finish(model, original, done, None if dry_run else output)
 
 
+@uses_custom_ops
 def report(
     model: ModelSource,
     baseline: ModelSource | None = None,
     data: Data | None = None,
     threads: int = 1,
     *,
+    custom_ops: Sequence[PathLike] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Says what a model's sites are, what they cost and, with data, what they really cost.
@@ -248,6 +257,7 @@ def report(
         baseline: The model that it was made from.
         data: Samples: measures FLOPs, fidelity (with a baseline or labels), latency.
         threads: Threads that latencies are taken with.
+        custom_ops: Libraries of custom operators that the model needs, for all sessions.
         progress: Where progress is shown.
 
     Raises:
@@ -315,9 +325,7 @@ def report(
 def _finish(
     model: Model,
     original: bytes | None,
-    proto: onnx.ModelProto,
-    record: Record,
-    staged: int,
+    result: pipeline.Optimized,
     output: PathLike | None,
 ) -> Optimized:
     from exprune_cli.model import Model
@@ -325,12 +333,13 @@ def _finish(
     from exprune_cli.results import Optimized, Report, widen
 
     path = Path(output) if output is not None else None
+    proto, record, staged = result.proto, result.record, result.staged
     # Where nothing was changed the file stays the input's equal; only the report knows what was tried.
     unchanged = not staged and not record.top_k and not model.external
     built = build_report(Model(proto, path or model.path, "", model.external), record=record)
     built.optimized = staged > 0
     equal = (model.path or original) if unchanged else None
-    done = Optimized(widen(Report, built), record, proto, staged, path, equal)
+    done = Optimized(widen(Report, built), record, proto, staged, path, equal, result.weights)
     if path is not None:
         done.save(path)
     return done

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from exprune_cli import flops
 from exprune_cli.errors import ExpruneError
@@ -16,9 +15,12 @@ from exprune_cli.instrument import as_shape, counted_names, inline_functions, sh
 from exprune_cli.record import SiteRecord, read_record
 from exprune_cli.sessions import Feeds, open_session, run
 from exprune_cli.staged_nodes import DOMAIN, staged_view
+from exprune_cli.weights import stored_array
 
 if TYPE_CHECKING:
     import onnxruntime
+
+    from exprune_cli.data import DataSet
 
 #: How many combinations of input shapes are remembered.
 _REMEMBERED = 1024
@@ -117,6 +119,15 @@ class FlopsCounter:
         known = counts.total and all(rows is not None for rows in counts.rows)
         self.reduction = saved / counts.total if known and counts.total else None
 
+    def prepare(self, data: DataSet, batch_sizes: Iterable[int]) -> None:
+        """Counts all combinations of shapes that a data set has, and gives the session's memory back."""
+        if self._each_time:
+            return
+        for size in batch_sizes:
+            for batch in data.batches(size):
+                self.counts(batch.feeds, batch.where)
+        self._session = None
+
     def counts(self, feeds: Feeds, where: str, *, seconds: float | None = None) -> Counts:
         """FLOPs under the shapes that these inputs give; runs the model if it has not seen them.
 
@@ -146,10 +157,9 @@ def weight_shares(graph: onnx.GraphProto) -> flops.ShareOf:
     def share_of(names: Sequence[str]) -> float:
         key = tuple(name for name in names if name in tensors)
         if key not in known:
-            # External data is not read for this: such a weight counts whole.
-            inside = [tensors[n] for n in key if tensors[n].data_location != onnx.TensorProto.EXTERNAL]
-            parts = [numpy_helper.to_array(tensor).ravel() for tensor in inside]
-            known[key] = flops.nonzero_share(np.concatenate(parts)) if parts else 1.0
+            parts = [stored_array(tensors[name]).ravel() for name in key]
+            whole = np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else None
+            known[key] = flops.nonzero_share(whole) if whole is not None else 1.0
         return known[key]
 
     return share_of

@@ -21,6 +21,7 @@ from exprune_cli.errors import ExpruneError
 from exprune_cli.model import Model
 from exprune_cli.protobuf import copy_fields
 from exprune_cli.shapes import Dims, infer_shapes
+from exprune_cli.weights import Spill, kept
 
 #: Operators that exporters compute constant pads and shapes with.
 SHAPE_OPS = (
@@ -80,6 +81,9 @@ class ModelGraph:
         self.staged_ops: set[str] = set()
         self._taken: set[str] | None = None
         self._present = set(self._protos)
+        self._spill = Spill() if kept(proto) else None
+        if self._spill is not None:
+            model.spills.append(self._spill)
 
     def readers(self, tensor: gs.Tensor) -> int:
         """How many node inputs read a tensor, those in subgraphs included."""
@@ -129,7 +133,11 @@ class ModelGraph:
         """A new initializer."""
         name = self.unique_name(name)
         self._names().add(name)
-        self._new_constants[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
+        values = np.ascontiguousarray(values)
+        if self._spill is None:
+            self._new_constants[name] = onnx.numpy_helper.from_array(values, name)
+        else:
+            self._new_constants[name] = self._spill.tensor(values, name)
         return gs.Constant(name, np.empty(0, values.dtype))
 
     def shared_constant(self, name: str, values: np.ndarray) -> gs.Constant:

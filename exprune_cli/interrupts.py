@@ -41,6 +41,18 @@ def _temporaries() -> set[str]:
     return set()
 
 
+def note_temporary(path: Path) -> None:
+    """A temporary file that is to be gone when a signal ends the process."""
+    _temporaries().add(str(path))
+
+
+def remove_temporary(path: Path) -> None:
+    """Removes one that was noted."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+    _temporaries().discard(str(path))
+
+
 @contextlib.contextmanager
 def stoppable(options: Any, seconds: float | None = None) -> Iterator[None]:
     """While the block runs, a signal (or the end of ``seconds``) sets ``options.terminate``."""

@@ -6,7 +6,7 @@ Data is streamed. What grows with its size are a few numbers per sample.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,10 @@ from exprune_cli.errors import ExpruneError
 from exprune_cli.instrument import with_outputs
 from exprune_cli.model import model_inputs
 from exprune_cli.sessions import Feeds, first_line, from_onnxruntime, open_session, run
+from exprune_cli.weights import kept
+
+#: Times that all inputs are run, at most, whenever a large model is open.
+_ALONE_TURNS = 4
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -89,16 +93,21 @@ def measure(
     if reference is not None:
         check_interface(proto, reference.proto)
     counter = FlopsCounter(proto, use_runtime=use_runtime)
+    size = batch_size or _fitting_batch(data)
+    outputs = [value.name for value in proto.graph.output]
+    if kept(proto):  # one session at a time: each has the weights in memory
+        counter.prepare(data, {size, 1} if spread_over else {size})
+        if reference is not None:
+            reference.prepare(data, size, outputs)
     session = open_session(
         proto, addition=with_outputs(proto, counter.survivor_names), use_runtime=use_runtime
     )
-    outputs = [value.name for value in proto.graph.output]
     from exprune_cli.metrics import Scorer
 
     scorer: Scorer | None = Scorer(proto, data, metric, baseline=baseline is not None)
     if progress is not None:
         progress.stage(stage, len(data))
-    for batch in data.batches(batch_size or _fitting_batch(data)):
+    for batch in data.batches(size):
         values = run(session, batch.feeds, batch.where, [*outputs, *counter.survivor_names])
         counter.add(batch.feeds, values[len(outputs) :], batch.count, batch.where)
         dense = reference.outputs(batch, outputs) if reference is not None else None
@@ -178,6 +187,14 @@ class Baseline:
         self._session: onnxruntime.InferenceSession | None = None
         self._kept: dict[bytes, list[np.ndarray]] = {}
         self._bytes = 0
+
+    def prepare(self, data: DataSet, batch_size: int, names: Sequence[str]) -> None:
+        """Runs all batches, as far as their outputs can be kept, and gives the session's memory back."""
+        for batch in data.batches(batch_size):
+            if self._bytes > self._KEPT_BYTES:
+                break
+            self.outputs(batch, names)
+        self._session = None
 
     def outputs(self, batch: Batch, names: Sequence[str]) -> list[np.ndarray]:
         """The outputs ``names`` for a batch.
@@ -293,27 +310,21 @@ def latency(
     binding = all(
         isinstance(v, np.ndarray) and v.dtype.kind in "fiub" for feed in feeds for v in feed.values()
     )
-    sides = [_Timer(optimized, threads, binding, use_runtime)]
-    if baseline is not None:
-        sides.insert(0, _Timer(baseline, threads, binding, use_runtime))
-    for side in sides:
-        side.bind(feeds[0])
+    models = [optimized] if baseline is None else [baseline, optimized]
+
+    def open_timer(index: int) -> _Timer:
+        timer = _Timer(models[index], threads, binding, use_runtime)
+        timer.bind(feeds[0])
         for _ in range(warm_up):
-            side.time()
-    total = max(rounds, -(-min_runs // len(feeds)))
-    if progress is not None:
-        progress.stage(stage, total)
-    times: list[list[float]] = [[] for _ in sides]
-    start = time.perf_counter()
-    for turn in range(total):
-        for feed in feeds:
-            for index in range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides))):
-                sides[index].bind(feed)
-                times[index].append(sides[index].time())
-        if progress is not None:
-            progress.advance()
-        if time.perf_counter() - start > max_seconds:
-            break
+            timer.time()
+        return timer
+
+    if len(models) > 1 and any(isinstance(model, onnx.ModelProto) and kept(model) for model in models):
+        times = _alone(open_timer, feeds, progress, stage, max_seconds)
+    else:
+        total = max(rounds, -(-min_runs // len(feeds)))
+        sides = [open_timer(index) for index in range(len(models))]
+        times = _in_turn(sides, feeds, progress, stage, total, max_seconds)
     ours = np.array(times[-1])
     dense = np.array(times[0]) if baseline is not None else None
     first = next((value for value in feeds[0].values() if value.ndim), None)
@@ -328,6 +339,65 @@ def latency(
         times_ms=ours * 1e3,
         dense_times_ms=None if dense is None else dense * 1e3,
     )
+
+
+def _in_turn(
+    sides: Sequence[_Timer],
+    feeds: Sequence[Feeds],
+    progress: Progress | None,
+    stage: str,
+    total: int,
+    max_seconds: float,
+) -> list[list[float]]:
+    """Seconds of each side, in pairs."""
+    if progress is not None:
+        progress.stage(stage, total)
+    times: list[list[float]] = [[] for _ in sides]
+    start = time.perf_counter()
+    for turn in range(total):
+        for feed in feeds:
+            for index in range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides))):
+                sides[index].bind(feed)
+                times[index].append(sides[index].time())
+        if progress is not None:
+            progress.advance()
+        if time.perf_counter() - start > max_seconds:
+            break
+    return times
+
+
+def _alone(
+    open_timer: Callable[[int], _Timer],
+    feeds: Sequence[Feeds],
+    progress: Progress | None,
+    stage: str,
+    max_seconds: float,
+) -> list[list[float]]:
+    """As :func:`_in_turn`, for models of which only one fits into memory: A, B, B, A, opened anew each time."""
+    order = (0, 1, 1, 0)
+    if progress is not None:
+        progress.stage(stage, len(order))
+    times: list[list[float]] = [[], []]
+    repeats: int | None = None
+    timer, opened = None, -1
+    for index in order:
+        if opened != index:
+            timer = None  # before the next is opened
+            timer, opened = open_timer(index), index
+        assert timer is not None
+        start = time.perf_counter()
+        turns = 0
+        while turns < (repeats or 1) or (repeats is None and turns < _ALONE_TURNS):
+            for feed in feeds:
+                timer.bind(feed)
+                times[index].append(timer.time())
+            turns += 1
+            if repeats is None and time.perf_counter() - start > max_seconds / len(order):
+                break
+        repeats = repeats or turns
+        if progress is not None:
+            progress.advance()
+    return times
 
 
 class _Timer:

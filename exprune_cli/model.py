@@ -6,19 +6,22 @@ import contextlib
 import hashlib
 import os
 import stat
-import tempfile
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 
+from exprune_cli import weights
 from exprune_cli.available import check_fits
 from exprune_cli.errors import ExpruneError
-from exprune_cli.external_data import is_external, read_external, tensor_bytes
+from exprune_cli.external_data import is_external, place_of, read_external, tensor_bytes
 from exprune_cli.interrupts import replacing
-from exprune_cli.protobuf import MESSAGE_LIMIT, byte_size, copy_fields, model_digest
+from exprune_cli.protobuf import MESSAGE_LIMIT, byte_size, model_digest
 from exprune_cli.structure import all_tensors, check_content, check_structure
+from exprune_cli.weights import Spill, is_kept, kept, without_weights
 
 #: The weights of larger models go to a file beside the model.
 _MESSAGE_LIMIT = MESSAGE_LIMIT
@@ -26,25 +29,31 @@ _MESSAGE_LIMIT = MESSAGE_LIMIT
 _EXTERNAL_MIN_BYTES = 1024
 
 
+#: Rewritten forms of one model that are in use at once, at most: the newest, and the one it is compared with.
+_SPILLS = 2
+
 #: What a model may be given as: a path, its bytes, or the message.
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 
 @dataclass
 class Model:
-    """A model in memory.
+    """A model in memory, its weights perhaps not.
 
     Attributes:
-        proto: The model, external data loaded.
+        proto: The model.
         path: The file it came from, or None.
         sha256: Hex digest of the file's bytes and of every external data file it names.
-        external: Whether weights came from files beside the model.
+        external: Whether weights came from files beside the model. Much of them stays there, see
+            :mod:`exprune_cli.weights`.
+        spills: What the newest rewritten forms of such a model keep in files.
     """
 
     proto: onnx.ModelProto
     path: Path | None
     sha256: str
     external: bool = False
+    spills: deque[Spill] = field(default_factory=partial(deque, maxlen=_SPILLS))
 
     @property
     def opset(self) -> int:
@@ -126,27 +135,14 @@ def _check_structure(proto: onnx.ModelProto, where: str) -> None:
 
 def _check(proto: onnx.ModelProto, where: str) -> None:
     for tensor in all_tensors(proto):
-        check_content(tensor, where)
-    if byte_size(proto) >= MESSAGE_LIMIT:
-        proto = _without_weights(proto)  # more than the checker takes
+        if not is_kept(tensor):  # those were checked when they were read for the digest
+            check_content(tensor, where)
+    if kept(proto) or byte_size(proto) >= MESSAGE_LIMIT:
+        proto = without_weights(proto)  # more than the checker takes
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise ExpruneError(f"{where}: not a valid ONNX model: {_first_line(error)}") from None
-
-
-def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which the initializers are graph inputs."""
-    light = onnx.ModelProto()
-    copy_fields(proto, light, without="graph")
-    copy_fields(proto.graph, light.graph, without="initializer")
-    declared = {value.name for value in light.graph.input}
-    light.graph.input.extend(
-        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        for tensor in proto.graph.initializer
-        if tensor.name not in declared
-    )
-    return light
 
 
 def _check_whole(proto: onnx.ModelProto, where: str) -> None:
@@ -164,9 +160,21 @@ def _load_external(proto: onnx.ModelProto, path: Path, digest: hashlib._Hash) ->
     tensors = [t for t in all_tensors(proto) if is_external(t)]
     if not tensors:
         return False
-    check_fits(sum(tensor_bytes(t) or 0 for t in tensors), f"{path}: external data")
+    size = sum(tensor_bytes(t) or 0 for t in tensors)
+    # Also for what stays outside: a model that no session has room for is of no use here.
+    check_fits(size, f"{path}: external data")
+    large: list[onnx.TensorProto] = []
+    if size >= weights.LARGE_BYTES:
+        large = [t for t in proto.graph.initializer if (tensor_bytes(t) or 0) >= weights.KEPT_BYTES]
+    outside = {id(t) for t in large}
     for tensor in tensors:
         try:
+            if id(tensor) in outside:
+                digest.update(tensor.name.encode() + b"\0")
+                for piece in weights.pieces(tensor, path.parent):
+                    digest.update(piece)
+                weights.keep(tensor, path.parent, place_of(tensor))
+                continue
             content = read_external(tensor, path.parent)
         except ExpruneError as error:
             raise ExpruneError(f"{path}: {error}") from None
@@ -185,14 +193,14 @@ def _first_line(error: BaseException) -> str:
 def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     """Writes a model whole or not at all: a temporary file beside it, then one rename.
 
-    Models over 2 GB keep their weights in ``<name>.data`` beside the model.
+    Models over 2 GB, and those that keep weights in files, have them in ``<name>.data`` beside the model.
 
     Raises:
         ExpruneError: The folder or the file cannot be written. Nothing is left behind.
     """
     path = Path(path)
     try:
-        if byte_size(proto) >= _MESSAGE_LIMIT:
+        if kept(proto) or byte_size(proto) >= _MESSAGE_LIMIT:
             _save_large(proto, path)
         else:
             write_bytes(proto.SerializeToString(deterministic=True), path)
@@ -218,38 +226,43 @@ def _mode(path: Path) -> int:
     return 0o666 & ~mask
 
 
+def data_path(path: Path) -> Path:
+    """Where :func:`save` puts the weights of a model that it does not write as one file."""
+    return path.with_name(path.name + ".data")
+
+
 def _save_large(proto: onnx.ModelProto, path: Path) -> None:
-    data = path.with_name(path.name + ".data")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{data.name}.", suffix=".tmp")
-    moved: list[tuple[onnx.TensorProto, bytes]] = []
+    data = data_path(path)
+    # Set back at the end: a copy of the model would take its size in memory once more.
+    moved: list[tuple[onnx.TensorProto, bytes, list[onnx.StringStringEntryProto]]] = []
     try:
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path, _mode(path)) as main, replacing(data, _mode(data)) as file:
             for tensor in proto.graph.initializer:
-                if len(tensor.raw_data) < _EXTERNAL_MIN_BYTES:
+                if not is_kept(tensor) and len(tensor.raw_data) < _EXTERNAL_MIN_BYTES:
                     continue
                 file.write(b"\0" * (-file.tell() % 4096))
-                offset, length = file.tell(), len(tensor.raw_data)
-                file.write(tensor.raw_data)
-                moved.append((tensor, tensor.raw_data))
+                offset = file.tell()
+                length = weights.write_stored(tensor, file)
+                moved.append((tensor, tensor.raw_data, list(tensor.external_data)))
                 tensor.ClearField("raw_data")
                 tensor.data_location = onnx.TensorProto.EXTERNAL
+                del tensor.external_data[:]
                 for key, value in (("location", data.name), ("offset", offset), ("length", length)):
                     tensor.external_data.add(key=key, value=str(value))
-            file.flush()
-            os.fsync(file.fileno())
-        content = proto.SerializeToString(deterministic=True)
-        os.chmod(temporary, _mode(data))
-        os.replace(temporary, data)
-        write_bytes(content, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+            main.write(proto.SerializeToString(deterministic=True))
+            for written in (file, main):
+                written.flush()
+                os.fsync(written.fileno())
+            # Both are whole, and the weights get their name first. An older model must not be seen with them.
+            path.unlink(missing_ok=True)
     finally:
-        for tensor, raw in moved:
-            tensor.raw_data = raw
-            tensor.ClearField("data_location")
+        for tensor, raw, entries in moved:
             del tensor.external_data[:]
+            if entries:
+                tensor.external_data.extend(entries)
+            else:
+                tensor.raw_data = raw
+                tensor.ClearField("data_location")
 
 
 def model_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,15 @@ def after_calibrate(model: str, calibration: str) -> NextStep:
     )
 
 
-def after_optimize(source: str, output: str, data: str | None, *, staged: bool, dry_run: bool) -> NextStep:
+def after_optimize(
+    source: str,
+    output: str,
+    data: str | None,
+    *,
+    staged: bool,
+    dry_run: bool,
+    custom_ops: Sequence[str] = (),
+) -> NextStep:
     """What to do after a model was optimised, or was not.
 
     Args:
@@ -117,8 +126,10 @@ def after_optimize(source: str, output: str, data: str | None, *, staged: bool, 
         data: The ``--data`` that was given.
         staged: Whether anything was staged.
         dry_run: Whether nothing was written.
+        custom_ops: The libraries that were given.
     """
     options = ["--data", data] if data else []
+    options += [word for library in custom_ops for word in ("--custom-ops", library)]
     if not staged:
         return NextStep(None, command_line("exprune", "report", source, *options))
     if dry_run:

@@ -32,6 +32,7 @@ from exprune_cli.timing import SiteTiming
 from exprune_cli.together import keep_together
 from exprune_cli.top_k import parse_top_k, with_top_k
 from exprune_cli.verify import verify
+from exprune_cli.weights import kept
 
 if TYPE_CHECKING:
     from exprune_cli.data import DataSet
@@ -63,11 +64,13 @@ class Optimized:
         proto: The staged model; the original if nothing was staged.
         record: What is in its metadata.
         staged: How many sites are staged.
+        weights: Holds the files that the weights of a large model are in.
     """
 
     proto: onnx.ModelProto
     record: Record
     staged: int
+    weights: object = None
 
 
 @dataclass
@@ -185,7 +188,7 @@ def optimize_model(
     else:
         plans = _faster(job, _plans(job, record.test)[0], together=True)
     proto, sites = _finish(job, plans, record)
-    return Optimized(proto, record, sum(site.staged for site in sites))
+    return Optimized(proto, record, sum(site.staged for site in sites), model.spills)
 
 
 def _given(**options: object) -> dict[str, object]:
@@ -406,6 +409,11 @@ def _finish(
     model, sites = job.model, job.matches.sites
     begin(job.progress, "rewriting")
     proto, records = rewrite(model, sites, plans)
+    if kept(model.proto):
+        # The codes are in the new model's file: a large model has room for them once.
+        job.quantized.clear()
+        for site_plan in plans.values():
+            site_plan.parameters.clear()
     if job.feeds is not None and proto is not model.proto:
         speedup = never_slower.is_faster(model, proto, job.feeds, job.progress)
         if speedup < 1:

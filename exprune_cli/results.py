@@ -151,6 +151,7 @@ class Optimized:
         staged: How many sites are staged.
         output: Where it was written; None if it was not.
         original: The original's path or bytes, where the new model is its equal; else None.
+        weights: Holds the files that the weights of a large model are in, as long as this object is there.
     """
 
     report: Report
@@ -159,6 +160,7 @@ class Optimized:
     staged: int
     output: Path | None
     original: Path | bytes | None = dataclasses.field(default=None, repr=False)
+    weights: object = dataclasses.field(default=None, repr=False)
 
     @property
     def certificate(self) -> Certificate | None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: Name of the library file, beside this module. ONNX Runtime loads it by path, so one name does everywhere.
 LIBRARY = "_runtime.so"
 
+#: The first ONNX Runtime whose custom-op interface the library is written for.
+OLDEST_ONNXRUNTIME = (1, 17)
+
 #: Beside it instead, when the installation could not build it: the reason.
 MISSING_NOTE = "_runtime_missing.txt"
 
@@ -86,6 +89,22 @@ def _info(path: str) -> str:
     return text.decode()
 
 
+def check_onnxruntime() -> None:
+    """Checks that the installed ONNX Runtime is one that the library and the functions work on.
+
+    Raises:
+        ExpruneError: It is too old.
+    """
+    import onnxruntime
+
+    version = onnxruntime.__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_ONNXRUNTIME:
+        oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
+        raise ExpruneError(
+            f"ONNX Runtime {version} is too old: exprune needs {oldest} or newer (pip install -U onnxruntime)"
+        )
+
+
 @cache
 def _registered() -> WeakSet[Any]:
     """Options that have the library: registering it twice on the same ones makes every session fail."""
@@ -117,6 +136,7 @@ def session(
     """
     import onnxruntime
 
+    check_onnxruntime()
     options = onnxruntime.SessionOptions() if sess_options is None else sess_options
     if use_runtime and runtime_available() and options not in _registered():
         options.register_custom_ops_library(str(runtime_library()))
@@ -126,9 +146,10 @@ def session(
         return onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else os.fspath(model), options, **kwargs
         )
-    from .protobuf import MESSAGE_LIMIT, byte_size
+    from .protobuf import MESSAGE_LIMIT
+    from .weights import kept, model_bytes
 
-    if byte_size(model) < MESSAGE_LIMIT:
+    if not kept(model) and model_bytes(model) < MESSAGE_LIMIT:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, **kwargs)
     from .model import save
 

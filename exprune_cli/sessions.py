@@ -12,10 +12,12 @@ import numpy as np
 import onnx
 
 from exprune_cli.available import check_fits
+from exprune_cli.custom_ops import libraries
 from exprune_cli.errors import ExpruneError
 from exprune_cli.external_data import is_external, tensor_bytes
 from exprune_cli.interrupts import stoppable
 from exprune_cli.protobuf import MESSAGE_LIMIT, byte_size
+from exprune_cli.weights import in_one_folder, kept
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,6 +30,10 @@ _MESSAGE_LIMIT = MESSAGE_LIMIT
 _MUCH = 2**26
 #: ONNX Runtime's "fatal only": what it logs comes back as an exception and is printed once.
 _QUIET = 4
+_UNKNOWN_OPERATOR = "is not a registered function/op"
+#: The folder of external data, for models that are not opened by their path, and its first version.
+_FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
+_FOLDER_SINCE = (1, 21)
 
 
 def runtime_kind(proto: onnx.ModelProto, use_runtime: bool = True) -> str | None:
@@ -64,7 +70,10 @@ def open_session(
         # Serialised, and once more in ONNX Runtime. Protobuf crashes where it gets no memory.
         check_fits(2 * weights, where)
     tail = addition.SerializeToString() if addition is not None else b""
-    if byte_size(proto) + len(tail) < _MESSAGE_LIMIT:
+    alone = in_one_folder(proto) if kept(proto) and _takes_folder() else None
+    if alone is not None:
+        return _open(alone[0].SerializeToString() + tail, threads, use_runtime, where, alone[1])
+    if not kept(proto) and byte_size(proto) + len(tail) < _MESSAGE_LIMIT:
         return _open(proto.SerializeToString() + tail, threads, use_runtime, where)
     from exprune_cli.model import save
 
@@ -76,12 +85,29 @@ def open_session(
         return _open(str(path), threads, use_runtime, where)
 
 
-def _open(source: bytes | str, threads: int, use_runtime: bool, where: str) -> onnxruntime.InferenceSession:
+def _takes_folder() -> bool:
+    """Whether ONNX Runtime finds the external data of a model that it is given as bytes."""
     import onnxruntime
 
+    major, minor = onnxruntime.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= _FOLDER_SINCE
+
+
+def _open(
+    source: bytes | str, threads: int, use_runtime: bool, where: str, folder: Path | None = None
+) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    from exprune_cli.runtime import check_onnxruntime
+
+    check_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
     options.intra_op_num_threads = threads
+    if folder is not None:
+        options.add_session_config_entry(_FOLDER_OPTION, str(folder))
+    for library in libraries():
+        options.register_custom_ops_library(library)
     if threads == 1:
         options.inter_op_num_threads = 1
     try:
@@ -93,7 +119,10 @@ def _open(source: bytes | str, threads: int, use_runtime: bool, where: str) -> o
     except Exception as error:
         if not from_onnxruntime(error):
             raise
-        raise ExpruneError(f"{where}: ONNX Runtime cannot load it: {first_line(error)}") from error
+        text = first_line(error)
+        if _UNKNOWN_OPERATOR in text and not libraries():
+            text += " (if it is a custom operator: give its library with --custom-ops)"
+        raise ExpruneError(f"{where}: ONNX Runtime cannot load it: {text}") from error
 
 
 def run(

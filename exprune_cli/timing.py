@@ -28,6 +28,7 @@ from exprune_cli.shapes import Dims
 from exprune_cli.site_values import SiteValues, read_by
 from exprune_cli.sites import Site, SitePlan
 from exprune_cli.static import MOST_ELEMENTS
+from exprune_cli.weights import in_memory
 
 #: A site is staged only if it wins by more than this: the noise of a paired median.
 MARGIN = 1.03
@@ -226,7 +227,7 @@ def _cut_out(model: Model, site: Site, rank: int) -> onnx.ModelProto:
         for name in ("in_0", *(["in_1"] if site.offset else []))
     ]
     output = helper.make_tensor_value_info("out", TensorProto.FLOAT, [f"r{axis}" for axis in range(rank)])
-    initializers = [tensor for tensor in source.initializer if tensor.name in constants]
+    initializers = [in_memory(tensor) for tensor in source.initializer if tensor.name in constants]
     graph = helper.make_graph(nodes, "site", inputs, [output], initializers)
     proto = helper.make_model(graph, ir_version=max(8, model.proto.ir_version))
     del proto.opset_import[:]

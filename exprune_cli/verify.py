@@ -7,8 +7,9 @@ import onnx
 from exprune_cli.errors import ExpruneError
 from exprune_cli.model import Model
 from exprune_cli.protobuf import byte_size
+from exprune_cli.weights import kept, without_weights
 
-#: Above this size the checker and a trial session would need the model on disk.
+#: Above this size the checker would need the model on disk: it sees it without its weights.
 _LARGE = 2**31 - 2**24
 
 
@@ -24,8 +25,8 @@ def verify(original: Model, proto: onnx.ModelProto) -> None:
     ):
         if [v.SerializeToString() for v in before] != [v.SerializeToString() for v in after]:
             raise ExpruneError(f"internal error: staging changed the model's {what}; please report this")
-    if byte_size(proto) >= _LARGE:
-        return
+    if kept(proto) or byte_size(proto) >= _LARGE:
+        proto = without_weights(proto)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # the checker raises several unrelated types
@@ -36,6 +37,8 @@ def verify(original: Model, proto: onnx.ModelProto) -> None:
 
 
 def _was_valid(proto: onnx.ModelProto) -> bool:
+    if kept(proto) or byte_size(proto) >= _LARGE:
+        proto = without_weights(proto)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception:  # noqa: BLE001  the checker raises several unrelated types

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from exprune_cli.commands.common import print_next, quiet, with_verbosity
+from exprune_cli.commands.common import print_next, quiet, with_custom_ops, with_verbosity
 
 
 @click.command()
@@ -40,6 +40,7 @@ from exprune_cli.commands.common import print_next, quiet, with_verbosity
     is_flag=True,
     help="Calibrate on random numbers in place of --data. They say nothing of real inputs; FILE says so.",
 )
+@with_custom_ops
 @with_verbosity
 def calibrate(
     model: tuple[str, ...],
@@ -50,6 +51,7 @@ def calibrate(
     batch_size: int | None,
     seed: int,
     allow_random: bool,
+    custom_ops: tuple[str, ...],
 ) -> None:
     """Collect the statistics that optimize plans with.
 
@@ -90,6 +92,7 @@ def calibrate(
             batch_size=batch_size,
             seed=seed,
             allow_random=allow_random,
+            custom_ops=custom_ops,
             progress=progress,
         )
     kind = "random sample" if done.random else "sample"

@@ -37,6 +37,17 @@ def with_verbosity(command: _Command) -> _Command:
     )(command)
 
 
+def with_custom_ops(command: _Command) -> _Command:
+    """Adds ``--custom-ops``."""
+    return click.option(
+        "--custom-ops",
+        multiple=True,
+        type=click.Path(),
+        metavar="LIB",
+        help="Library of custom operators that MODEL needs; its code is run. Can be repeated.",
+    )(command)
+
+
 def _set_level(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if not value:
         return

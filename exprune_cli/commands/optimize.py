@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exprune_cli.commands.common import explain, print_next, quiet, with_verbosity
+from exprune_cli.commands.common import explain, print_next, quiet, with_custom_ops, with_verbosity
 
 if TYPE_CHECKING:
     from exprune_cli.api import Objective, Test
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Form of the report.",
 )
+@with_custom_ops
 @with_verbosity
 def optimize(
     input: str,
@@ -82,6 +83,7 @@ def optimize(
     no_measure: bool,
     dry_run: bool,
     format: str,
+    custom_ops: tuple[str, ...],
 ) -> None:
     """Write a model that skips work whose result is already clear.
 
@@ -107,6 +109,7 @@ def optimize(
             top_k=top_k,
             batch=batch,
             measure=not no_measure,
+            custom_ops=custom_ops,
             dry_run=dry_run,
             allow_random=allow_random,
             progress=progress,
@@ -124,4 +127,7 @@ def optimize(
             render.write_line(f"  {reason}")
     if dry_run:
         render.write_line("dry run: nothing was written; leave --dry-run out to write it")
-    print_next(after_optimize(input, output, data, staged=bool(done.staged), dry_run=dry_run))
+    step = after_optimize(
+        input, output, data, staged=bool(done.staged), dry_run=dry_run, custom_ops=custom_ops
+    )
+    print_next(step)

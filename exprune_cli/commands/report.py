@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from exprune_cli.commands.common import explain, quiet, with_verbosity
+from exprune_cli.commands.common import explain, quiet, with_custom_ops, with_verbosity
 from exprune_cli.errors import ExpruneError
 
 
@@ -47,9 +47,16 @@ def _print_schema(context: click.Context, parameter: click.Parameter, value: boo
     callback=_print_schema,
     help="Print the JSON schema of --format json and exit.",
 )
+@with_custom_ops
 @with_verbosity
 def report(
-    model: str, baseline: str | None, data: str | None, threads: int, format: str, output: str | None
+    model: str,
+    baseline: str | None,
+    data: str | None,
+    threads: int,
+    format: str,
+    output: str | None,
+    custom_ops: tuple[str, ...],
 ) -> None:
     """Say what is staged, what is not and why, and what it costs.
 
@@ -64,7 +71,7 @@ def report(
         inputs = {"the model": model} | ({"the baseline": baseline} if baseline is not None else {})
         check_output(output, inputs)
     with Progress(False if quiet() else None) as progress:
-        done = api.report(model, baseline, data, threads, progress=progress)
+        done = api.report(model, baseline, data, threads, custom_ops=custom_ops, progress=progress)
     explain(done)
     if format == "json":
         text = render.to_json(done)

@@ -53,6 +53,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _UNIT = 2.0**-24
+_ELEMENTS = 2**24  # in work at once, in double precision
 
 
 def gamma(terms: int) -> float:
@@ -75,12 +76,17 @@ def bound_parameters(
     Returns:
         ``radius`` and ``slack``, ``[S, N]`` float32, rounded up.
     """
-    ordered = weight[:, order].astype(np.float64)
-    squares = np.square(np.maximum(ordered, 0) if one_sided else ordered).sum(axis=2)
-    # A NaN weight must give a NaN radius (a survivor); maximum() keeps NaN.
-    tails = np.cumsum(squares[:, ::-1], axis=1)[:, ::-1]
-    radius = np.sqrt(np.stack([tails[:, end] for end in ends]))
-    norm = np.sqrt(np.square(ordered).sum(axis=(1, 2)))
+    radius = np.empty((len(ends), len(weight)))
+    norm = np.empty(len(weight))
+    step = max(1, _ELEMENTS // max(1, weight[:1].size))
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        ordered = weight[rows, order].astype(np.float64)
+        squares = np.square(np.maximum(ordered, 0) if one_sided else ordered).sum(axis=2)
+        # A NaN weight must give a NaN radius (a survivor); maximum() keeps NaN.
+        tails = np.cumsum(squares[:, ::-1], axis=1)[:, ::-1]
+        radius[:, rows] = np.sqrt(np.stack([tails[:, end] for end in ends]))
+        norm[rows] = np.sqrt(np.square(ordered).sum(axis=(1, 2)))
     with np.errstate(invalid="ignore"):
         slack = 2 * gamma(weight.shape[1] * weight.shape[2] + 4) * norm
     slack = np.broadcast_to(slack, radius.shape)
