@@ -280,6 +280,7 @@ def latency(
     warm_up: int = 3,
     max_seconds: float = 20.0,
     use_runtime: bool = True,
+    prepack: bool = True,
     progress: Progress | None = None,
     stage: str = "timing",
 ) -> Latency:
@@ -299,6 +300,7 @@ def latency(
         warm_up: Untimed runs of each model on the first input.
         max_seconds: Stops after the round in which this time is over.
         use_runtime: Whether staged sites run natively, if the runtime is there.
+        prepack: Whether ``optimized`` may hold weights in a second layout; without, its dense layers are slower.
         progress: Where progress is shown.
         stage: What it is called there.
 
@@ -313,7 +315,7 @@ def latency(
     models = [optimized] if baseline is None else [baseline, optimized]
 
     def open_timer(index: int) -> _Timer:
-        timer = _Timer(models[index], threads, binding, use_runtime)
+        timer = _Timer(models[index], threads, binding, use_runtime, prepack or models[index] is baseline)
         timer.bind(feeds[0])
         for _ in range(warm_up):
             timer.time()
@@ -403,8 +405,10 @@ def _alone(
 class _Timer:
     """One model, ready to be timed on a bound input."""
 
-    def __init__(self, proto: onnx.ModelProto, threads: int, binding: bool, use_runtime: bool) -> None:
-        self._session = open_session(proto, threads=threads, use_runtime=use_runtime)
+    def __init__(
+        self, proto: onnx.ModelProto, threads: int, binding: bool, use_runtime: bool, prepack: bool
+    ) -> None:
+        self._session = open_session(proto, threads=threads, use_runtime=use_runtime, prepack=prepack)
         self._outputs = [value.name for value in proto.graph.output]
         self._binding = self._session.io_binding() if binding else None
         self._feeds: Feeds = {}

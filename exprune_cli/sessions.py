@@ -51,6 +51,7 @@ def open_session(
     addition: onnx.ModelProto | None = None,
     threads: int = 0,
     use_runtime: bool = True,
+    prepack: bool = True,
     where: str = "the model",
 ) -> onnxruntime.InferenceSession:
     """Opens a CPU session.
@@ -60,6 +61,7 @@ def open_session(
         addition: Merged into the model's end (see :mod:`exprune_cli.instrument`).
         threads: Threads inside an operator; 0 for ONNX Runtime's default.
         use_runtime: Whether staged nodes run natively, if the runtime is there.
+        prepack: Whether ONNX Runtime may hold weights in a second layout, which makes dense layers faster.
         where: The model's name in messages.
 
     Raises:
@@ -72,9 +74,9 @@ def open_session(
     tail = addition.SerializeToString() if addition is not None else b""
     alone = in_one_folder(proto) if kept(proto) and _takes_folder() else None
     if alone is not None:
-        return _open(alone[0].SerializeToString() + tail, threads, use_runtime, where, alone[1])
+        return _open(alone[0].SerializeToString() + tail, threads, use_runtime, where, prepack, alone[1])
     if not kept(proto) and byte_size(proto) + len(tail) < _MESSAGE_LIMIT:
-        return _open(proto.SerializeToString() + tail, threads, use_runtime, where)
+        return _open(proto.SerializeToString() + tail, threads, use_runtime, where, prepack)
     from exprune_cli.model import save
 
     with tempfile.TemporaryDirectory(prefix="exprune-") as folder:
@@ -82,7 +84,7 @@ def open_session(
         save(proto, path)
         with path.open("ab") as file:
             file.write(tail)
-        return _open(str(path), threads, use_runtime, where)
+        return _open(str(path), threads, use_runtime, where, prepack)
 
 
 def _takes_folder() -> bool:
@@ -94,7 +96,12 @@ def _takes_folder() -> bool:
 
 
 def _open(
-    source: bytes | str, threads: int, use_runtime: bool, where: str, folder: Path | None = None
+    source: bytes | str,
+    threads: int,
+    use_runtime: bool,
+    where: str,
+    prepack: bool = True,
+    folder: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     import onnxruntime
 
@@ -104,6 +111,8 @@ def _open(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
     options.intra_op_num_threads = threads
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if folder is not None:
         options.add_session_config_entry(_FOLDER_OPTION, str(folder))
     for library in libraries():
