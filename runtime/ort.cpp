@@ -200,6 +200,41 @@ bool infer_attribute_int(const OrtShapeInferContext* context, const char* name, 
          ok(ort::ReadOpAttr::call(api(), attribute, ort::kAttrInt, value, sizeof(int64_t), &bytes));
 }
 
+#if defined(__SANITIZE_THREAD__)
+// ONNX Runtime is not built for the thread sanitizer. This tells it what ParallelFor promises: what the caller
+// wrote before is seen by the tasks, and what they wrote is seen by the caller after.
+extern "C" void __tsan_acquire(void* address);
+extern "C" void __tsan_release(void* address);
+
+struct OrderedTask {
+  void (*task)(void*, size_t);
+  void* user;
+  char begin, end;  // addresses that stand for the two moments
+
+  static void run(void* self, size_t index) {
+    OrderedTask& ordered = *static_cast<OrderedTask*>(self);
+    __tsan_acquire(&ordered.begin);
+    ordered.task(ordered.user, index);
+    __tsan_release(&ordered.end);
+  }
+};
+
+static OrtStatus* parallel_for(OrtKernelContext* context, void (*task)(void*, size_t), size_t tasks, size_t batches,
+                               void* user) {
+  OrderedTask ordered = {task, user, 0, 0};
+  __tsan_release(&ordered.begin);
+  OrtStatus* status =
+      ort::KernelContext_ParallelFor::call(api(), context, OrderedTask::run, tasks, batches, &ordered);
+  __tsan_acquire(&ordered.end);
+  return status;
+}
+#else
+static OrtStatus* parallel_for(OrtKernelContext* context, void (*task)(void*, size_t), size_t tasks, size_t batches,
+                               void* user) {
+  return ort::KernelContext_ParallelFor::call(api(), context, task, tasks, batches, user);
+}
+#endif
+
 bool Runner::parallel(void* self, size_t tasks, void (*task)(void*, size_t), void* user) {
   Runner& runner = *static_cast<Runner*>(self);
   if (tasks == 0) return true;
@@ -209,7 +244,7 @@ bool Runner::parallel(void* self, size_t tasks, void (*task)(void*, size_t), voi
   }
   // As many batches as tasks, up to a limit, so that threads that finish early take more.
   const size_t batches = tasks < 64 ? tasks : 64;
-  runner.status = ort::KernelContext_ParallelFor::call(api(), runner.context, task, tasks, batches, user);
+  runner.status = parallel_for(runner.context, task, tasks, batches, user);
   return !runner.status;
 }
 

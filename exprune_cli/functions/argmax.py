@@ -101,7 +101,9 @@ THRESHOLD = Test(
     rank_value = Sub (estimate, margin_row)
 {LEADER}
 {_of_leader("ranked", "best")}
-    worse = Less (upper, best)
+    upper_worse = Less (upper, best)
+    lower_worse = Less (rank_value, best)
+    worse = And (upper_worse, lower_worse)
     pruned = And (worse, no_nan)
 """,
 )

@@ -95,11 +95,7 @@ struct EstimatedTopKPlan {
     const int64_t outputs = call->layer.outputs;
     int32_t* to = classes + r * outputs;
     int64_t count = 0;
-    if (!source.usable(r)) {
-      for (int64_t n = 0; n < outputs; n++) to[n] = static_cast<int32_t>(n);
-      listed[r] = outputs;
-      return;
-    }
+    if (!source.usable(r)) return list_all(r);
     Largest largest = {storage, call->k};
     largest.clear();
     const float* lows = lower + r * blocks * call->k;
@@ -115,9 +111,15 @@ struct EstimatedTopKPlan {
         for (; left; left &= left - 1) to[count++] = static_cast<int32_t>(first + i + __builtin_ctz(left));
       }
     }
-    // Bounds that contradict themselves (an upper one below its lower one) say nothing.
-    for (int64_t n = 0; count < call->k && n < outputs; n++) to[n] = static_cast<int32_t>(n);
-    listed[r] = count < call->k ? outputs : count;
+    listed[r] = count;
+    if (count < call->k) list_all(r);
+  }
+
+  // Bounds that contradict themselves (an upper one below its lower one, or below its score) say nothing.
+  void list_all(int64_t r) const {
+    const int64_t outputs = call->layer.outputs;
+    for (int64_t n = 0; n < outputs; n++) classes[r * outputs + n] = static_cast<int32_t>(n);
+    listed[r] = outputs;
   }
 
   float score_of(int64_t r, int64_t n, const float* ahead) const {
@@ -161,6 +163,7 @@ struct EstimatedTopKPlan {
       kept += !(upper_of(r, n) < bar);
     }
     listed[r] = kept;
+    if (kept < call->k) list_all(r);
   }
 
   static void finish_task(void* user, size_t index) {

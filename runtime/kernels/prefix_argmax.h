@@ -238,23 +238,26 @@ struct HeadPlan {
     }
   }
 
-  // argmax over the alive classes; ties as asked; a NaN only wins in first place, as in ONNX Runtime.
+  // argmax over the alive classes; ties as asked. As in the dense layer, a NaN is above nothing, but nothing is
+  // above one in first place.
   int64_t index_of(int64_t r) const {
     const Staged& p = call->staged;
     const int32_t* classes = list + r * p.outputs;
-    int64_t who = classes[0];
-    if (!undecided(r)) return who;
+    if (!undecided(r)) return classes[0];
     const float* s = sums + r * p.outputs;
-    float top = s[who] + p.bias[who];
-    for (int64_t i = 1; i < listed[r]; i++) {
+    int64_t who = -1;
+    float top = 0;
+    for (int64_t i = 0; i < listed[r]; i++) {
       const int64_t j = classes[i];
       const float value = s[j] + p.bias[j];
-      if (value > top || (call->select_last && value == top)) {
+      if (value != value) {
+        if (j == 0) return 0;
+      } else if (who < 0 || value > top || (call->select_last && value == top)) {
         top = value;
         who = j;
       }
     }
-    return who;
+    return who < 0 ? 0 : who;
   }
 
   int64_t most_blocks() const {

@@ -220,17 +220,23 @@ struct Head {
       }
       if (count() > 1) survivors[chunk] += count();
     }
+    // As in the dense layer, a NaN is above nothing, but nothing is above one in first place.
+    const bool many = count() > 1;
     int64_t who = -1;
     float top = 0;
     for (int64_t j = 0; j < p.outputs; j++) {
       if (!alive[j]) continue;
       const float value = static_cast<float>(sums[j] + p.bias[j]);
+      if (many && value != value) {
+        if (j == 0) return 0;
+        continue;
+      }
       if (who < 0 || value > top || (select_last && value == top)) {
         who = j;
         top = value;
       }
     }
-    return who;
+    return who < 0 ? 0 : who;
   }
 };
 

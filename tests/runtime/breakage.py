@@ -35,7 +35,7 @@ def _reshape(call: Call, rng: np.random.Generator) -> bool:
         value = value.reshape(-1)[:1].reshape(()) if value.size else value
     elif how == 3:
         value = value.T
-    elif value.ndim:
+    elif value.ndim and max(value.shape) < 2**16:
         axis = int(rng.integers(value.ndim))
         size = value.shape[axis]
         value = value.take(range(size - 1), axis) if how == 4 and size else np.repeat(value, 2, axis)
@@ -52,6 +52,8 @@ def _numbers(call: Call, rng: np.random.Generator) -> bool:
     name = _pick(call, rng)
     value = call.inputs[name] = call.inputs[name].copy()
     flat = value.reshape(-1)
+    if value.dtype == np.float32 and not rng.integers(4):
+        flat[rng.random(flat.size) < 0.5] = rng.choice(FLOATS)  # bounds that contradict each other
     for _ in range(int(rng.integers(1, 4)) if flat.size else 0):
         at = rng.integers(flat.size)
         if value.dtype == np.float32:
@@ -65,7 +67,10 @@ def _numbers(call: Call, rng: np.random.Generator) -> bool:
     if name == "W" and call.op in ("ConvRelu", "ConvReluPanel", "SparseGemm", "SparseConvThreshold"):
         # Such weights are refused by the rules: a product with a skipped zero would be a NaN.
         return bool(np.isfinite(value).all())
-    sound = name.startswith("W") and call.op.endswith("Bound")  # what bounds weights was made for others
+    # What bounds weights was made for others, or for other chunks.
+    sound = name.startswith(("W", "order", "ends")) and call.op.endswith("Bound")
+    if call.op == "PrefixConvBlock" and name == "W" and not np.isfinite(value).all():
+        return False
     return (name not in PROMISES or _is_parameter(call, name)) and not sound
 
 

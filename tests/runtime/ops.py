@@ -141,10 +141,13 @@ def model(call: Call, *, constants: bool = False, function: bool = True) -> byte
     return made.SerializeToString()
 
 
-def open_session(data: bytes, library: str | None, threads: int = 1) -> ort.InferenceSession:
+def open_session(
+    data: bytes, library: str | None, threads: int = 1, arena: bool = True
+) -> ort.InferenceSession:
     """A session with this library, or (None) on the functions."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4
+    options.enable_cpu_mem_arena = arena
     if library:
         options.register_custom_ops_library(library)
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -229,9 +229,10 @@ def _argmax_row(kind, site, row, select_last, rounding):
     values = terms.sum(1) + b
     classes = np.flatnonzero(alive)
     top = classes[0]
-    for j in classes[1:]:
-        if values[j] > values[top] or (select_last and values[j] == values[top]):
-            top = j
+    if len(classes) > 1:  # a NaN is above nothing, but nothing is above one in first place
+        known = classes[~np.isnan(values[classes])]
+        best = known[values[known] == values[known].max()] if len(known) else classes[:0]
+        top = 0 if (alive[0] and np.isnan(values[0])) or not len(known) else best[-1 if select_last else 0]
     doubt = rounding * (np.abs(terms).sum(1) + np.abs(b))
     others = classes[classes != top]
     if len(classes) > 1 and rounding > 0:

@@ -14,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SUPPRESSIONS = Path(__file__).with_name("tsan.supp")
 FLAGS = {
     "address": [
         "-O1",
@@ -77,7 +76,9 @@ def environment(library: str | os.PathLike, isa: str | None = None) -> dict[str,
         env["LD_PRELOAD"] = preload(kind) or ""
         env["ASAN_OPTIONS"] = "detect_leaks=0:halt_on_error=1:allocator_may_return_null=1"
         env["UBSAN_OPTIONS"] = "halt_on_error=1:print_stacktrace=1"
-        env["TSAN_OPTIONS"] = f"halt_on_error=1:exitcode=66:suppressions={SUPPRESSIONS}"
+        # No suppressions: a race's stacks all have frames of ONNX Runtime, which is not built for the sanitizer.
+        # What its pool promises is told to the sanitizer in runtime/ort.cpp.
+        env["TSAN_OPTIONS"] = "halt_on_error=1:exitcode=66:ignore_noninstrumented_modules=1"
     return env
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from .cases import model, run, session
+from .ops import Call, open_session
+from .ops import model as make_model
 from .quantized import good, run_quantized
 from .test_block_conv import block_inputs, exact_inputs
 from .test_door import CONV, conv_inputs, f, gemm_inputs
@@ -72,19 +74,19 @@ def test_panels_with_a_kernel_far_beyond_the_input(library, op):
 
 
 def test_many_rows_of_nothing(library):
-    start = time.perf_counter()
+    start = time.process_time()
     inputs = {"X": f(2**33, 0), "W": f(0, 0), "bias": f(0)}
     y, survivors = run(library, "SparseGemm", inputs)
     assert y.shape == (2**33, 0) and survivors.tolist() == [0]
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_time_grows_with_the_rows(best_library):
     """And not with their square, which is half a minute here."""
     inputs = good("TopK", outputs=2, groups=4, rows=2**19, k=2)
-    start = time.perf_counter()
+    start = time.process_time()
     run_quantized(best_library, "TopK", inputs)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 HEADS = {
@@ -153,3 +155,14 @@ def test_the_lowest_code(library):
     inputs["X"] = np.array([[-1.0] * 16, [1.0] * 16], np.float32)
     y, survivors = run_quantized(library, "Gemm", inputs)
     assert (y[0] == 2048).all() and (y[1] == 0).all() and survivors.tolist() == [16]
+
+
+def test_negative_margins(library):
+    """The holder of the best lower end stays, as it does in the function."""
+    rng = np.random.default_rng(0)
+    inputs = {**_head(), "X": rng.standard_normal((9, 8)).astype(np.float32)}
+    inputs |= {"W_head": rng.standard_normal((5, 2)).astype(np.float32), "margin": f(2, 5) - 1}
+    call = Call("PrefixArgMaxThreshold", inputs, {"keepdims": 1, "select_last_index": 0})
+    expected = open_session(make_model(call), None).run(None, inputs)
+    for a, b in zip(open_session(make_model(call), library).run(None, inputs), expected, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -1,0 +1,89 @@
+"""What runs in a process of its own with a library that was built with sanitizers.
+
+``python -m tests.runtime.sanitizer_driver address|thread LIB`` prints ``clean`` at its end.
+"""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from exprune_cli.functions import OPS
+
+from .cases import KINDS, run
+from .ops import model, open_session, valid
+from .quantized import BAD, good, run_quantized
+from .test_block_conv import BAD_BLOCKS, CASES, block_inputs, exact_inputs
+from .test_door import BAD_CONV, BAD_GEMM, CONV, conv_inputs, gemm_inputs
+from .test_low_rank import case as low_rank_case
+from .test_low_rank import run as run_low_rank
+from .test_sessions import case
+
+
+def address(library: str) -> None:
+    """Every op with good and with bad input."""
+    for family in ("Gemm", "Conv", "ArgMax"):
+        for kind in KINDS:
+            op, inputs, attributes = case(family, kind)
+            x = inputs["X"]
+            views = [x[:1, :, :5, :4], x[:0]] if family == "Conv" else [x[:1], x[:5], x[:19], x[:0]]
+            for view in views:
+                run(library, op, {**inputs, "X": np.ascontiguousarray(view)}, threads=2, **attributes)
+    for columns in (1, 37):
+        w, bias = np.ones((50, columns), np.float32), np.ones(columns, np.float32)
+        run(library, "SparseGemm", {"X": np.ones((3, 50), np.float32), "W": w, "bias": bias})
+    for kind in ("Gemm", "ArgMax", "TopK"):
+        for bits in (6, 8):
+            for rows in (1, 5, 19, 0):
+                run_quantized(
+                    library, kind, good(kind, rows=rows, outputs=70, groups=300, bits=bits), threads=2
+                )
+        for name, (where, value) in BAD.items():
+            if kind == "TopK" or where != "k":
+                try:
+                    run_quantized(library, kind, {**good(kind), where: value})
+                except Exception as error:  # noqa: BLE001 - ONNX Runtime has one class per code
+                    assert f"Quantized{kind}Bound: {where}" in str(error), error
+                else:
+                    raise SystemExit(f"Quantized{kind}Bound took {name}")
+    for kind in ("Gemm", "ArgMax"):
+        for rows in (1, 5, 19, 0):
+            run_low_rank(library, kind, low_rank_case(kind, 0, (rows,), outputs=70, full=True), threads=2)
+    for sizes in CASES:
+        for batch in (1, 5):
+            inputs, attributes = block_inputs(**sizes, batch=batch)
+            run(library, "PrefixConvBlock", inputs, threads=2, **attributes)
+            run(library, "ConvRelu", exact_inputs(inputs), threads=2, **attributes)
+    for op, bad, inputs, attributes in (
+        ("PrefixConvBlock", BAD_BLOCKS, *block_inputs()),
+        ("PrefixGemmThreshold", BAD_GEMM, gemm_inputs(), {}),
+        ("PrefixConvThreshold", BAD_CONV, conv_inputs(), CONV),
+    ):
+        for where, value in bad.values():
+            try:
+                run(library, op, {**inputs, where: value}, **attributes)
+            except Exception as error:  # noqa: BLE001 - ONNX Runtime has one class per code
+                assert op in str(error), error
+            else:
+                raise SystemExit(f"{op} took a bad {where}")
+
+
+def thread(library: str) -> None:
+    """Every op: four runs of one session at a time, each on three threads."""
+    for op in OPS:
+        calls = (valid(op, np.random.default_rng(seed)) for seed in range(200))
+        for call in [c for c in calls if c.inputs["X"].size >= 100][:3]:
+            session = open_session(model(call, function=False), library, threads=3, arena=False)
+            again = lambda _, session=session, call=call: session.run(None, call.inputs)
+            with ThreadPoolExecutor(4) as pool:
+                first, *others = pool.map(again, range(8))
+            for other in others:
+                for a, b in zip(first, other, strict=True):
+                    np.testing.assert_array_equal(a, b)
+
+
+if __name__ == "__main__":
+    {"address": address, "thread": thread}[sys.argv[1]](sys.argv[2])
+    print("clean")
