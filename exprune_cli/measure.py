@@ -18,7 +18,7 @@ from exprune_cli.distribution import spread
 from exprune_cli.errors import ExpruneError
 from exprune_cli.instrument import with_outputs
 from exprune_cli.model import model_inputs
-from exprune_cli.sessions import Feeds, first_line, from_onnxruntime, open_session, run
+from exprune_cli.sessions import REST, Feeds, first_line, from_onnxruntime, open_session, run
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -309,6 +309,10 @@ def latency(
         for feed in feeds:
             for index in range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides))):
                 sides[index].bind(feed)
+                if threads != 1 and len(sides) > 1:
+                    # The other session's threads have to sleep, and this one's to be awake.
+                    time.sleep(REST)
+                    sides[index].time()
                 times[index].append(sides[index].time())
         if progress is not None:
             progress.advance()

@@ -20,6 +20,9 @@ Feeds = Mapping[str, np.ndarray]
 
 #: Larger models go through a temporary folder.
 _MESSAGE_LIMIT = MESSAGE_LIMIT
+#: Seconds after which a session's threads sleep: they spin for a while when a run is done, and meanwhile take
+#: processors from other sessions.
+REST = 0.025
 #: ONNX Runtime's "fatal only": what it logs comes back as an exception and is printed once.
 _QUIET = 4
 
