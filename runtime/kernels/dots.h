@@ -73,31 +73,6 @@ __attribute__((noinline)) static void dots(const float* w, const float* const* x
   }
 }
 
-// sums[r] = w[r] . x over k elements: one row of X with several rows of weights, each summed as `dots` does.
-// ahead[r] (or null) is fetched meanwhile.
-template <int Rows>
-static inline void row_dots(const float* const* w, const float* x, int64_t k, const float* const* ahead,
-                            float* sums) {
-  constexpr int kUnroll = 4;
-  V acc[Rows][kUnroll] = {};
-  const auto add = [&](int64_t i, int u, bool whole) {
-    const V value = whole ? load(x + i) : load_first(x + i, k - i);
-    for (int r = 0; r < Rows; r++) {
-      if (ahead[r] && i % 16 == 0) __builtin_prefetch(ahead[r] + i);
-      acc[r][u] += (whole ? load(w[r] + i) : load_first(w[r] + i, k - i)) * value;
-    }
-  };
-  int64_t i = 0;
-  for (; i + kUnroll * kLanes <= k; i += kUnroll * kLanes) {
-    for (int u = 0; u < kUnroll; u++) add(i + u * kLanes, u, true);
-  }
-  for (int u = 0; u < kUnroll; u++) {
-    const int64_t at = i + u * kLanes;
-    if (at < k) add(at, u, at + kLanes <= k);
-  }
-  for (int r = 0; r < Rows; r++) sums[r] = sum((acc[r][0] + acc[r][1]) + (acc[r][2] + acc[r][3]));
-}
-
 // The same for any number of rows. Results are added to sums[at[r]] and squares[at[r]].
 template <bool Squares>
 static inline void add_dots(const float* w, const float* const* x, const int64_t* at, int64_t rows, int64_t k,

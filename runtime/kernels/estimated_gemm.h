@@ -43,12 +43,6 @@ struct Step {
   }
 };
 
-// A number that is known when code is made.
-template <int N>
-struct Count {
-  static constexpr int kCount = N;
-};
-
 template <class Source, class Call>
 struct EstimatedGemmPlan {
   const Call* call;
@@ -122,32 +116,9 @@ struct EstimatedGemmPlan {
     return i < at.listed ? call->layer.weight + (at.first + at.list[i]) * call->layer.groups : nullptr;
   }
 
-  // For a call of one row: several survivors at a time.
-  int64_t finish_row(const Step& step, const Step& after, int64_t apart) const {
-    int64_t l = 0;
-    const auto some = [&](auto rows) {
-      constexpr int kRows = decltype(rows)::kCount;
-      const float *w[kRows], *ahead[kRows];
-      float sums[kRows];
-      for (int r = 0; r < kRows; r++) {
-        w[r] = weights(step, l + r, after);
-        ahead[r] = weights(step, l + r + apart, after);
-      }
-      row_dots<kRows>(w, call->x, call->layer.groups, ahead, sums);
-      for (int r = 0; r < kRows; r++, l++) {
-        const int64_t n = step.first + step.list[l];
-        call->y[n] = finished(0, n, sums[r]);
-      }
-    };
-    while (l + kDotRows <= step.listed) some(Count<kDotRows>());
-    while (l < step.listed) some(Count<1>());
-    return step.listed;
-  }
-
   // Computes a step's survivors; returns how many. Meanwhile the weights of those that follow are fetched.
   int64_t finish(const Step& step, const Step& after) const {
     const int64_t groups = call->layer.groups, apart = rows_ahead(groups);
-    if (call->rows == 1) return finish_row(step, after, max_of(apart, kDotRows));
     int64_t count = 0;
     for (int64_t l = 0; l < step.listed; l++) {
       const int64_t n = step.first + step.list[l];
