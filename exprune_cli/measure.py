@@ -18,7 +18,7 @@ from exprune_cli.distribution import spread
 from exprune_cli.errors import ExpruneError
 from exprune_cli.instrument import with_outputs
 from exprune_cli.model import model_inputs
-from exprune_cli.sessions import Feeds, first_line, from_onnxruntime, open_session, run
+from exprune_cli.sessions import REST, Feeds, first_line, from_onnxruntime, open_session, run
 from exprune_cli.weights import kept
 
 #: Times that all inputs are run, at most, whenever a large model is open.
@@ -326,7 +326,7 @@ def latency(
     else:
         total = max(rounds, -(-min_runs // len(feeds)))
         sides = [open_timer(index) for index in range(len(models))]
-        times = _in_turn(sides, feeds, progress, stage, total, max_seconds)
+        times = _in_turn(sides, feeds, progress, stage, total, max_seconds, threads)
     ours = np.array(times[-1])
     dense = np.array(times[0]) if baseline is not None else None
     first = next((value for value in feeds[0].values() if value.ndim), None)
@@ -350,6 +350,7 @@ def _in_turn(
     stage: str,
     total: int,
     max_seconds: float,
+    threads: int,
 ) -> list[list[float]]:
     """Seconds of each side, in pairs."""
     if progress is not None:
@@ -360,6 +361,10 @@ def _in_turn(
         for feed in feeds:
             for index in range(len(sides)) if turn % 2 == 0 else reversed(range(len(sides))):
                 sides[index].bind(feed)
+                if threads != 1 and len(sides) > 1:
+                    # The other session's threads have to sleep, and this one's to be awake.
+                    time.sleep(REST)
+                    sides[index].time()
                 times[index].append(sides[index].time())
         if progress is not None:
             progress.advance()

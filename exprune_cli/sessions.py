@@ -28,6 +28,9 @@ Feeds = Mapping[str, np.ndarray]
 _MESSAGE_LIMIT = MESSAGE_LIMIT
 #: Weights below this are not held against the memory that is free.
 _MUCH = 2**26
+#: Seconds after which a session's threads sleep: they spin for a while when a run is done, and meanwhile take
+#: processors from other sessions.
+REST = 0.025
 #: ONNX Runtime's "fatal only": what it logs comes back as an exception and is printed once.
 _QUIET = 4
 _UNKNOWN_OPERATOR = "is not a registered function/op"

@@ -3,13 +3,17 @@
 A site is timed alone: its dense layer as ONNX Runtime would fuse it, against its staged node, on
 what the original model computes for the given inputs. Where the model does not fit the caches its
 weights are cold whenever a site runs, so they are made cold before every timed run. Whole-model
-effects (layouts, threads) are the caller's to check on the whole model.
+effects (layouts) are the caller's to check on the whole model.
+
+On several threads the two sides take turns in bursts, and each burst waits until the other session's
+threads sleep. Its first run, which wakes its own threads, is not timed: in a whole model a site finds them awake.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from exprune_cli.dense_layer import end_nodes, linear_nodes, result_types
 from exprune_cli.model import Model, load, model_inputs
 from exprune_cli.rewrite import rewrite
-from exprune_cli.sessions import Feeds, open_session, run
+from exprune_cli.sessions import REST, Feeds, open_session, run
 from exprune_cli.shapes import Dims
 from exprune_cli.site_values import SiteValues, read_by
 from exprune_cli.sites import Site, SitePlan
@@ -36,16 +40,31 @@ MARGIN = 1.03
 #: faster. Skipping single outputs costs a Conv and a batched Gemm more than it saves below this.
 EXPECTED_SHARE = 0.65
 _PAIRS = (7, 60)  # least and most
+_BURST = 4  # timed runs in a row, on several threads
 _LAST_CACHE = 32 * 2**20  # bytes, where the system does not tell
 
 
 @dataclass(frozen=True)
 class SiteTiming:
-    """Median times of one site per run, in microseconds, and the median paired ratio."""
+    """Median times of one site per run, in microseconds, and the median paired ratio.
+
+    ``threads``: threads inside an operator; 0 for ONNX Runtime's default.
+    """
 
     dense_us: float
     staged_us: float
     speedup: float
+    threads: int = 1
+
+
+def thread_counts() -> tuple[int, ...]:
+    """The numbers of threads that a staged site has to be faster at: one, and what a session has by default."""
+    return (1,) if processors() == 1 else (1, 0)
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def last_cache_bytes() -> int:
@@ -75,7 +94,7 @@ class SiteTimer:
         rank: Rank of the site's input.
         evict: Memory that is read before each run, so that weights are out of the caches; None where
             the model's stay in them. See :func:`cache_filler`.
-        threads: Threads inside an operator.
+        threads: Threads inside an operator; 0 for ONNX Runtime's default, one per core.
     """
 
     def __init__(
@@ -101,6 +120,7 @@ class SiteTimer:
         staged, _ = rewrite(dense, [alone], {"site": dataclasses.replace(plan, site="site", most_rows=None)})
         self._sessions = [open_session(dense.proto, threads=threads), open_session(staged, threads=threads)]
         self._evict = evict
+        self._threads = threads
 
     def time(self, inputs: Sequence[Feeds], seconds: float) -> SiteTiming:
         """Times the two in turn on ``inputs`` for about so many seconds."""
@@ -108,18 +128,26 @@ class SiteTimer:
         for session in self._sessions:
             run(session, inputs[0], "timing")
         start = time.perf_counter()
-        for turn in range(_PAIRS[1]):
-            for side in (0, 1) if turn % 2 == 0 else (1, 0):
-                if self._evict is not None:
-                    self._evict.max()
-                begin = time.perf_counter()
-                self._sessions[side].run(None, inputs[turn % len(inputs)])
-                times[side].append(time.perf_counter() - begin)
-            if turn + 1 >= _PAIRS[0] and time.perf_counter() - start > seconds:
+        burst = 1 if self._threads == 1 else _BURST
+        for turn in range(0, _PAIRS[1], burst):
+            for side in (0, 1) if turn // burst % 2 == 0 else (1, 0):
+                if self._threads != 1:
+                    time.sleep(REST)
+                    self._sessions[side].run(None, inputs[turn % len(inputs)])
+                for each in range(turn, turn + burst):
+                    if self._evict is not None:
+                        self._evict.max()
+                    begin = time.perf_counter()
+                    self._sessions[side].run(None, inputs[each % len(inputs)])
+                    times[side].append(time.perf_counter() - begin)
+            if turn + burst >= _PAIRS[0] and time.perf_counter() - start > seconds:
                 break
         dense, staged = (np.array(values) for values in times)
         return SiteTiming(
-            float(np.median(dense)) * 1e6, float(np.median(staged)) * 1e6, float(np.median(dense / staged))
+            float(np.median(dense)) * 1e6,
+            float(np.median(staged)) * 1e6,
+            float(np.median(dense / staged)),
+            self._threads,
         )
 
 

@@ -18,11 +18,10 @@ from exprune_cli.data import open_data
 from exprune_cli.measure import measure
 from exprune_cli.record import read_record
 from exprune_cli.runtime import runtime_info
+from exprune_cli.sessions import REST
 
 SECONDS = 6.0
 TURNS = (9, 60)  # least and most
-#: Seconds before a run on several threads: the last session's threads spin for a while when they are done.
-PAUSE = 0.02
 
 
 def main() -> None:
@@ -64,7 +63,7 @@ def run_case(case: Case, threads: Sequence[int], batches: Sequence[int] | None, 
                 if batches and batch not in batches:
                     continue
                 inputs = list(itertools.islice(case.feeds(batch, 8), 16))
-                times = in_turn(sessions, inputs, seconds, PAUSE if count > 1 else 0.0)
+                times = in_turn(sessions, inputs, seconds, REST if count > 1 else 0.0)
                 for name, path in made.items():
                     ratio = float(np.median(times["dense"] / times[name]))
                     milliseconds = float(np.median(times[name])) * 1e3

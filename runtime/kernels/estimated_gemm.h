@@ -6,36 +6,55 @@
 //   carve, fill                memory for the rows of a call, and what is made of them once
 //   rows_per_pass(), usable(r), scratch_bytes(outputs)
 //   estimates(...)             values and reaches of a block of outputs, see quantized.h
-//   kSound                     whether the estimate is certain. Then, where it decides too little, the rest of
+//   kSound                     whether the estimate is certain. Then, where it decides too little, the rest
+//   of
 //                              the call goes straight to the float weights: the first block is the probe.
 #pragma once
 
 #include "dots.h"
 #include "low_rank.h"
 #include "quantized.h"
+#include "tasks.h"
 
 namespace exprune {
 namespace EXPRUNE_ISA {
 
-constexpr int64_t kTestOutputs = 256;       // outputs of a task of the test
-constexpr int64_t kFinishOutputs = 64;      // survivors of a task of the finish
-constexpr int64_t kFinishRows = 16;         // rows of X that one pass over a row of weights serves
+constexpr int64_t kStepOutputs = 256;  // outputs that a worker takes at a time
+constexpr int64_t kProbeOutputs = 64;  // outputs that show whether most survive
+constexpr int64_t kStepRows = 64;  // rows of X that a pass over the weights serves, at most: bits of a mask
+constexpr int64_t kStepBytes = 1 << 18;  // of X in such a pass
+constexpr int64_t kMostWorkers = 64;
+constexpr int64_t kProductsAlone = 1 << 17;  // products of the estimate that are not worth other threads
 // Share of survivors from which on reading the codes first (a quarter of the bytes) does not pay.
 constexpr float kTooManySurvivors = 0.7f;
+
+// Outputs that were tested. They are finished after the next step's test, so that it is known which weights
+// to fetch when the last ones of a step are in use.
+struct Step {
+  uint64_t* rows;  // [kStepOutputs], a bit per row of the pass in which the output can be above 0
+  int32_t* list;   // [kStepOutputs], outputs (from `first`) with a row
+  int64_t listed = 0;
+  int64_t first = 0;  // output
+  int64_t row = 0;    // first row of the pass
+
+  void carve(Carver& carver) {
+    rows = carver.take<uint64_t>(kStepOutputs);
+    list = carver.take<int32_t>(kStepOutputs);
+  }
+};
 
 template <class Source, class Call>
 struct EstimatedGemmPlan {
   const Call* call;
   const Env* env;
   Source source;
-  int64_t blocks;   // of outputs
-  int64_t vectors;  // of kLanes outputs, in a row
-  int64_t passes;   // of kFinishRows rows
-  uint32_t* alive;  // [rows][vectors], a bit per output that can be above 0
-  int32_t* list;    // [passes][N], outputs that are alive in a row of the pass
-  int64_t* starts;  // [passes + 1], finish tasks before a pass
-  int64_t* listed;  // [passes]
-  bool dense;       // all survive, codes are not read
+  int64_t units;      // steps of outputs
+  int64_t pass_rows;  // rows of a pass
+  int64_t passes;
+  bool dense;                    // all survive, codes are not read
+  Step probe;                    // the first step of all
+  std::atomic<int64_t> next{0};  // unit that nobody has taken
+  std::atomic<int64_t> survivors{0};
   std::atomic<bool> failed{false};
 
   V offset(int64_t row, int64_t n, int64_t used) const {
@@ -45,66 +64,40 @@ struct EstimatedGemmPlan {
     return used >= kLanes ? load(p) : load_first(p, used);
   }
 
-  // First stage: which of a block of outputs survive. Y is 0 until they are finished.
-  static void test_task(void* user, size_t index) {
-    EstimatedGemmPlan& plan = *static_cast<EstimatedGemmPlan*>(user);
-    plan.test(static_cast<int64_t>(index) + 1);  // the probe was task 0
-  }
-
-  void test(int64_t index) {
-    const int64_t pass = index / blocks * kFinishRows, first = index % blocks * kTestOutputs;
-    const int64_t rows = min_of(kFinishRows, call->rows - pass);
-    const int64_t outputs = min_of(kTestOutputs, call->layer.outputs - first);
-    for (int64_t r = pass; r < pass + rows; r++) {
-      memset(call->y + r * call->layer.outputs + first, 0, static_cast<size_t>(outputs) * sizeof(float));
-    }
-    if (dense) {
-      for (int64_t r = pass; r < pass + rows; r++) {
-        for (int64_t i = 0; i < outputs; i += kLanes) *mask(r, first + i) = wanted(outputs - i);
-      }
-      return;
-    }
-    Lease scratch(*env->per_task, Source::scratch_bytes(kTestOutputs));
-    if (!scratch.data()) {
-      failed = true;
-      return;
-    }
-    const int64_t step = source.rows_per_pass();
-    for (int64_t r = pass; r < pass + rows; r += step) {
-      source.estimates(
-          first, outputs, r, min_of(step, pass + rows - r), kTestOutputs, scratch.data(),
-          [&](int64_t row, int64_t n, int64_t used) { return offset(row, n, used); },
-          [&](int64_t row, int64_t i, int64_t used, const Estimate& e) {
-            // A NaN is not below 0 and survives.
-            const uint32_t decided = bits(reinterpret_cast<I>(e.value + e.reach < V{}));
-            *mask(row, first + i) = source.usable(row) ? ~decided & wanted(used) : wanted(used);
-          });
-    }
-  }
-
-  uint32_t* mask(int64_t row, int64_t n) const { return alive + row * vectors + n / kLanes; }
   static uint32_t wanted(int64_t used) { return used >= kLanes ? ~0u >> (32 - kLanes) : (1u << used) - 1; }
 
-  int64_t rows_of(int64_t pass) const { return min_of(kFinishRows, call->rows - pass * kFinishRows); }
-
-  int64_t count_survivors(int64_t begin, int64_t end) const {
-    int64_t count = 0;
-    for (int64_t i = begin; i < end; i++) count += __builtin_popcount(alive[i]);
-    return count;
-  }
-
-  void list_survivors() {
-    starts[0] = 0;
-    for (int64_t p = 0; p < passes; p++) {
-      int32_t* to = list + p * call->layer.outputs;
-      int64_t count = 0;
-      for (int64_t v = 0; v < vectors; v++) {
-        uint32_t any = 0;
-        for (int64_t r = 0; r < rows_of(p); r++) any |= alive[(p * kFinishRows + r) * vectors + v];
-        for (; any; any &= any - 1) to[count++] = static_cast<int32_t>(v * kLanes + __builtin_ctz(any));
+  // Which of the outputs first .. end survive. Y is 0 until they are finished.
+  void test(int64_t row, int64_t first, int64_t end, char* scratch, Step& step) const {
+    const auto& layer = call->layer;
+    const int64_t rows = min_of(pass_rows, call->rows - row), outputs = end - first;
+    step.first = first;
+    step.row = row;
+    step.listed = 0;
+    memset(step.rows, 0, kStepOutputs * sizeof(uint64_t));
+    const auto take = [&](int64_t r, int64_t i, uint32_t alive) {
+      for (; alive; alive &= alive - 1) step.rows[i + __builtin_ctz(alive)] |= uint64_t{1} << (r - row);
+    };
+    for (int64_t r = row; r < row + rows; r++) {
+      memset(call->y + r * layer.outputs + first, 0, static_cast<size_t>(outputs) * sizeof(float));
+    }
+    if (dense) {
+      for (int64_t i = 0; i < outputs; i++) step.rows[i] = ~uint64_t{0} >> (64 - rows);
+    } else {
+      const int64_t at_once = source.rows_per_pass();
+      for (int64_t r = row; r < row + rows; r += at_once) {
+        source.estimates(
+            first, outputs, r, min_of(at_once, row + rows - r), kStepOutputs, scratch,
+            [&](int64_t at, int64_t n, int64_t used) { return offset(at, n, used); },
+            [&](int64_t at, int64_t i, int64_t used, const Estimate& e) {
+              // A NaN is not below 0 and survives.
+              const uint32_t decided = bits(reinterpret_cast<I>(e.value + e.reach < V{}));
+              take(at, i, source.usable(at) ? ~decided & wanted(used) : wanted(used));
+            });
       }
-      listed[p] = count;
-      starts[p + 1] = starts[p] + blocks_of(count, kFinishOutputs);
+    }
+    for (int64_t i = 0; i < outputs; i++) {
+      step.list[step.listed] = static_cast<int32_t>(i);
+      step.listed += step.rows[i] != 0;
     }
   }
 
@@ -116,41 +109,80 @@ struct EstimatedGemmPlan {
     return y > f.max ? f.max : y;
   }
 
-  // Second stage: some of the survivors of a pass. Rows of weights are fetched ahead over the end of a task,
-  // so that the stream goes on where tasks follow each other.
-  static void finish_task(void* user, size_t index) {
-    const EstimatedGemmPlan& plan = *static_cast<const EstimatedGemmPlan*>(user);
-    const int64_t p = part_of(plan.starts, plan.passes, static_cast<int64_t>(index));
-    const int64_t begin = (static_cast<int64_t>(index) - plan.starts[p]) * kFinishOutputs;
-    plan.finish(p, begin, min_of(begin + kFinishOutputs, plan.listed[p]));
+  // Weights of survivor l of a step, or of the step after it; null if there is none.
+  const float* weights(const Step& step, int64_t l, const Step& after) const {
+    const Step& at = l < step.listed ? step : after;
+    const int64_t i = l < step.listed ? l : l - step.listed;
+    return i < at.listed ? call->layer.weight + (at.first + at.list[i]) * call->layer.groups : nullptr;
   }
 
-  void finish(int64_t pass, int64_t begin, int64_t end) const {
+  // Computes a step's survivors; returns how many. Meanwhile the weights of those that follow are fetched.
+  int64_t finish(const Step& step, const Step& after) const {
     const int64_t groups = call->layer.groups, apart = rows_ahead(groups);
-    const int32_t* outputs = list + pass * call->layer.outputs;
-    for (int64_t l = begin; begin == 0 && l < min_of(apart, end); l++) {
-      prefetch_row(call->layer.weight + outputs[l] * groups, groups);
-    }
-    for (int64_t l = begin; l < end; l++) {
-      const int64_t n = outputs[l];
-      const float* x[kFinishRows];
-      int64_t row[kFinishRows], at[kFinishRows];
-      float sums[kFinishRows];
+    int64_t count = 0;
+    for (int64_t l = 0; l < step.listed; l++) {
+      const int64_t n = step.first + step.list[l];
+      const float* x[kStepRows];
+      int64_t row[kStepRows], at[kStepRows];
+      float sums[kStepRows];
       int64_t used = 0;
-      for (int64_t r = pass * kFinishRows; r < pass * kFinishRows + rows_of(pass); r++) {
-        x[used] = call->x + r * groups;
-        row[used] = r;
+      for (uint64_t left = step.rows[step.list[l]]; left; left &= left - 1) {
+        row[used] = step.row + __builtin_ctzll(left);
+        x[used] = call->x + row[used] * groups;
         at[used] = used;
-        sums[used] = 0;
-        used += (alive[r * vectors + n / kLanes] >> (n % kLanes)) & 1;
+        sums[used++] = 0;
       }
-      const int64_t next = l + apart;
-      const float* ahead = next < listed[pass] ? call->layer.weight + outputs[next] * groups : nullptr;
-      add_dots<false>(call->layer.weight + n * groups, x, at, used, groups, ahead, sums, nullptr);
-      for (int64_t r = 0; r < used; r++) {
+      add_dots<false>(call->layer.weight + n * groups, x, at, used, groups, weights(step, l + apart, after),
+                      sums, nullptr);
+      for (int64_t r = 0; r < used; r++)
         call->y[row[r] * call->layer.outputs + n] = finished(row[r], n, sums[r]);
-      }
+      count += used;
     }
+    return count;
+  }
+
+  // A worker takes unit after unit until none is left: its stream of codes and weights does not end with a
+  // task, and threads that are slower take fewer.
+  static void work_task(void* user, size_t) { static_cast<EstimatedGemmPlan*>(user)->work(); }
+
+  void work() {
+    int64_t unit = next.fetch_add(1, std::memory_order_relaxed);
+    if (unit >= units * passes) return;
+    char* scratch = nullptr;
+    Step both[2];
+    const auto layout = [&](char* base) {
+      Carver carver(base);
+      both[0].carve(carver);
+      both[1].carve(carver);
+      scratch = carver.take<char>(static_cast<int64_t>(Source::scratch_bytes(kStepOutputs)));
+      return carver.used();
+    };
+    Lease lease(*env->per_task, layout(nullptr));
+    if (!lease.data()) {
+      failed = true;
+      return;
+    }
+    layout(lease.data());
+    int64_t count = 0;
+    Step *current = &both[0], *waiting = &both[1];
+    for (; unit < units * passes; unit = next.fetch_add(1, std::memory_order_relaxed)) {
+      int64_t first = unit % units * kStepOutputs;
+      const int64_t row = unit / units * pass_rows, end = min_of(first + kStepOutputs, call->layer.outputs);
+      if (row == 0 && first == 0) {
+        count += finish(*waiting, probe);
+        *waiting = probe;
+        first = min_of(kProbeOutputs, end);
+      }
+      if (first == end) continue;
+      test(row, first, end, scratch, *current);
+      count += finish(*waiting, *current);
+      Step* const done = waiting;
+      waiting = current;
+      current = done;
+    }
+    current->listed = 0;
+    count += finish(*waiting, *current);
+    survivors.fetch_add(count, std::memory_order_relaxed);
   }
 };
 
@@ -159,21 +191,22 @@ static bool estimated_gemm(const Call& call, const Env& env) {
   using Plan = EstimatedGemmPlan<Source, Call>;
   call.survivors[0] = 0;
   if (call.rows == 0) return true;
+  const auto& layer = call.layer;
   Plan plan;
   plan.call = &call;
   plan.env = &env;
-  plan.source.layer = &call.layer;
-  plan.blocks = blocks_of(call.layer.outputs, kTestOutputs);
-  plan.vectors = blocks_of(call.layer.outputs, kLanes);
-  plan.passes = blocks_of(call.rows, kFinishRows);
+  plan.source.layer = &layer;
+  plan.units = blocks_of(layer.outputs, kStepOutputs);
+  const int64_t fitting = kStepBytes / (layer.groups * static_cast<int64_t>(sizeof(float)));
+  plan.pass_rows = min_of(max_of(fitting, 16), kStepRows);
+  plan.passes = blocks_of(call.rows, plan.pass_rows);
   plan.dense = false;
+  char* probe_scratch = nullptr;
   const auto layout = [&](char* base) {
     Carver carver(base);
     plan.source.carve(carver, call.rows);
-    plan.alive = carver.take<uint32_t>(call.rows * plan.vectors);
-    plan.list = carver.take<int32_t>(plan.passes * call.layer.outputs);
-    plan.starts = carver.take<int64_t>(plan.passes + 1);
-    plan.listed = carver.take<int64_t>(plan.passes);
+    plan.probe.carve(carver);
+    probe_scratch = carver.take<char>(static_cast<int64_t>(Source::scratch_bytes(kStepOutputs)));
     return carver.used();
   };
   Lease scratch(*env.per_call, layout(nullptr));
@@ -181,20 +214,20 @@ static bool estimated_gemm(const Call& call, const Env& env) {
   layout(scratch.data());
   if (!plan.source.fill(call.x, call.rows, env)) return false;
 
-  plan.test(0);
-  if (plan.failed) return false;
-  const int64_t probed = min_of(kTestOutputs, call.layer.outputs);
-  int64_t alive = 0;
-  for (int64_t r = 0; r < plan.rows_of(0); r++) {
-    alive += plan.count_survivors(r * plan.vectors, r * plan.vectors + blocks_of(probed, kLanes));
+  const int64_t probed = min_of(kProbeOutputs, layer.outputs);
+  plan.test(0, 0, probed, probe_scratch, plan.probe);
+  if (Source::kSound) {
+    int64_t alive = 0;
+    for (int64_t l = 0; l < plan.probe.listed; l++)
+      alive += __builtin_popcountll(plan.probe.rows[plan.probe.list[l]]);
+    const int64_t all = probed * min_of(plan.pass_rows, call.rows);
+    plan.dense = static_cast<float>(alive) > kTooManySurvivors * static_cast<float>(all);
   }
-  plan.dense = Source::kSound && static_cast<float>(alive) > kTooManySurvivors * static_cast<float>(probed * plan.rows_of(0));
-  const size_t tests = static_cast<size_t>(plan.blocks * plan.passes);
-  if (!env.parallel(env.context, tests - 1, Plan::test_task, &plan) || plan.failed) return false;
-  plan.list_survivors();
-  call.survivors[0] = plan.count_survivors(0, call.rows * plan.vectors);
-  return env.parallel(env.context, static_cast<size_t>(plan.starts[plan.passes]),
-                      Plan::finish_task, &plan);
+  const bool alone = call.rows * layer.outputs * layer.groups <= kProductsAlone;
+  const int64_t workers = alone ? 1 : min_of(plan.units * plan.passes, kMostWorkers);
+  if (!run_tasks(env, alone, workers, Plan::work_task, &plan) || plan.failed) return false;
+  call.survivors[0] = plan.survivors;
+  return true;
 }
 
 }  // namespace EXPRUNE_ISA

@@ -10,6 +10,7 @@
 #include "estimate.h"
 #include "registry.h"
 #include "simd.h"
+#include "tasks.h"
 #include "tests.h"
 
 namespace exprune {
@@ -18,8 +19,8 @@ namespace EXPRUNE_ISA {
 // Elements of a plane in memory: whole groups of codes.
 static inline int64_t plane_length(int64_t groups) { return blocks_of(groups, kCodeGroups) * kCodeGroups; }
 
-constexpr int64_t kTwoPlaneRows = 4;    // up to so many rows have two planes
-constexpr int kMostPlanes = Byte::kVectors;  // planes of the rows of a pass
+constexpr int64_t kTwoPlaneRows = 4;                 // up to so many rows have two planes
+constexpr int kMostPlanes = Byte::kVectors;          // planes of the rows of a pass
 constexpr float kLowest = 1e-30f, kHighest = 1e30f;  // of max |x|: norms and steps stay normal numbers
 
 // A row of X.
@@ -96,7 +97,7 @@ static inline QuantizedRow quantize_row(const float* x, int64_t groups, int coun
 struct QuantizedInput {
   int64_t groups;
   int planes;          // of a row
-  int8_t* memory;       // [rows][planes][plane_length(groups)]
+  int8_t* memory;      // [rows][planes][plane_length(groups)]
   QuantizedRow* rows;  // [rows]
 
   int8_t* plane(int64_t row, int which) const {
@@ -108,13 +109,29 @@ struct QuantizedInput {
     memory = carver.take<int8_t>(count * planes * plane_length(groups));
     rows = carver.take<QuantizedRow>(count);
   }
-  void fill(const float* x, int64_t count) const {
-    for (int64_t r = 0; r < count; r++) {
+  void fill(const float* x, int64_t first, int64_t count) const {
+    for (int64_t r = first; r < first + count; r++) {
       int8_t* const both[2] = {plane(r, 0), planes == 2 ? plane(r, 1) : nullptr};
       rows[r] = quantize_row(x + r * groups, groups, planes, both);
     }
   }
   int64_t rows_per_pass() const { return kMostPlanes / planes; }
+};
+
+constexpr int64_t kQuantizeRows = 4;         // rows of a task
+constexpr int64_t kQuantizeAlone = 1 << 15;  // elements of X that are not worth other threads
+
+// Codes for rows of X.
+struct QuantizedFill {
+  const QuantizedInput* in;
+  const float* x;
+  int64_t rows;
+
+  static void task(void* user, size_t index) {
+    const QuantizedFill& f = *static_cast<const QuantizedFill*>(user);
+    const int64_t first = static_cast<int64_t>(index) * kQuantizeRows;
+    f.in->fill(f.x, first, min_of(kQuantizeRows, f.rows - first));
+  }
 };
 
 // Too much of every product, times x: see Coding::kZero.
@@ -136,8 +153,8 @@ static inline void byte_sums_of(const uint8_t* codes, int64_t groups, int64_t bl
   }
 }
 
-// Exact integer sums of `outputs` outputs, the first one starting a block, with rows first .. first + count (at
-// most rows_per_pass) of X; sums is [kMostPlanes][stride], row r's planes being at r * planes.
+// Exact integer sums of `outputs` outputs, the first one starting a block, with rows first .. first + count
+// (at most rows_per_pass) of X; sums is [kMostPlanes][stride], row r's planes being at r * planes.
 static inline void byte_sums(const Quantized& layer, int64_t first_output, int64_t outputs,
                              const QuantizedInput& in, int64_t first, int64_t count, int64_t stride,
                              int32_t* sums) {
@@ -166,7 +183,8 @@ static inline Estimate estimate(const Quantized& layer, int64_t n, int64_t used,
   const int32_t zero = zero_point(layer);
   V value = __builtin_convertvector(load(sums) - splat(zero * row.sums[0]), V);
   if (planes == 2) {
-    value += __builtin_convertvector(load(sums + stride) - splat(zero * row.sums[1]), V) * splat(1.0f / 254.0f);
+    value +=
+        __builtin_convertvector(load(sums + stride) - splat(zero * row.sums[1]), V) * splat(1.0f / 254.0f);
   }
   Estimate e;
   e.value = value * (at(layer.scale) * splat(row.step)) + (bias + offset);
@@ -183,9 +201,10 @@ struct QuantizedSource {
   QuantizedInput in;
 
   void carve(Carver& carver, int64_t rows) { in.carve(carver, rows, layer->groups); }
-  bool fill(const float* x, int64_t rows, const Env&) const {
-    in.fill(x, rows);
-    return true;
+  bool fill(const float* x, int64_t rows, const Env& env) const {
+    QuantizedFill f = {&in, x, rows};
+    return run_tasks(env, rows * in.groups <= kQuantizeAlone, blocks_of(rows, kQuantizeRows),
+                     QuantizedFill::task, &f);
   }
   int64_t rows_per_pass() const { return in.rows_per_pass(); }
   bool usable(int64_t row) const { return in.rows[row].usable; }
@@ -196,8 +215,8 @@ struct QuantizedSource {
   // Calls take(row, i, used, estimate) for vectors of outputs first + i of rows first_row .. + count. The
   // scratch is for `stride` outputs; offset(row, n, used) is the computed offset.
   template <class Offset, class Take>
-  void estimates(int64_t first, int64_t outputs, int64_t first_row, int64_t count, int64_t stride, char* scratch,
-                 const Offset& offset, const Take& take) const {
+  void estimates(int64_t first, int64_t outputs, int64_t first_row, int64_t count, int64_t stride,
+                 char* scratch, const Offset& offset, const Take& take) const {
     int32_t* sums = reinterpret_cast<int32_t*>(scratch);
     byte_sums(*layer, first, outputs, in, first_row, count, stride, sums);
     for (int64_t r = 0; r < count; r++) {
@@ -205,8 +224,9 @@ struct QuantizedSource {
       const int32_t* row_sums = sums + r * in.planes * stride;
       for (int64_t i = 0; i < outputs; i += kLanes) {
         const int64_t used = outputs - i;
-        take(row, i, used, estimate(*layer, first + i, used, in.rows[row], in.planes, row_sums + i, stride,
-                                    offset(row, first + i, used)));
+        take(row, i, used,
+             estimate(*layer, first + i, used, in.rows[row], in.planes, row_sums + i, stride,
+                      offset(row, first + i, used)));
       }
     }
   }

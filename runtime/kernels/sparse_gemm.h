@@ -1,99 +1,139 @@
 // Y = X W + bias, reading only the rows of W for which an x is not 0.
+//
+// A task is a tile of columns. Registers hold the sums of a row of X in it, so that a row reads what its own
+// inputs need and nothing else; all rows of X use a chunk of W's rows while it is in a cache, and the next
+// chunk's rows are fetched meanwhile. Sums run over the inputs in their order: they depend on nothing but the
+// row and the column.
 #pragma once
 
 #include "dots.h"
 #include "registry.h"
 #include "simd.h"
+#include "tasks.h"
 
 namespace exprune {
 namespace EXPRUNE_ISA {
 
-constexpr int64_t kSparseColumns = 1024;  // columns of a task: their Y stays in the first caches
-constexpr int64_t kSparseRows = 16;       // rows of X that one pass over W serves
-constexpr int64_t kSparseStep = 4;        // rows of W that are added in one pass over Y
+constexpr int64_t kSparseColumns = 128;  // of a tile
+constexpr int64_t kSparseRows = 64;      // rows of X that one pass over W serves
+constexpr int64_t kSparseDepth = 256;    // rows of W of a chunk
+// What is not worth waking other threads: elements of X to look through, bytes of W to read.
+constexpr int64_t kSparseFewInputs = 1 << 15, kSparseFewBytes = 1 << 16;
+
+// The inputs of some rows of X that are not 0.
+struct SparseInputs {
+  const SparseGemmCall* call;
+  int64_t first, rows;  // of X
+  int64_t chunks;
+  int32_t* lists;      // [rows][K], by chunk
+  int32_t* counts;     // [chunks][rows]
+  int32_t* any;        // [K], by chunk: not 0 in some row
+  int32_t* any_count;  // [chunks]
+  std::atomic<int64_t> survivors{0};
+
+  // Rows of W that have to be read.
+  int64_t needed() const {
+    int64_t count = 0;
+    for (int64_t c = 0; c < chunks; c++) count += any_count[c];
+    return count;
+  }
+
+  void carve(Carver& carver, int64_t most_rows) {
+    lists = carver.take<int32_t>(most_rows * call->depth);
+    counts = carver.take<int32_t>(chunks * most_rows);
+    any = carver.take<int32_t>(call->depth);
+    any_count = carver.take<int32_t>(chunks);
+  }
+
+  static int32_t put(uint32_t alive, int64_t k, int32_t* list, int32_t count) {
+    for (; alive; alive &= alive - 1) list[count++] = static_cast<int32_t>(k + __builtin_ctz(alive));
+    return count;
+  }
+
+  static void chunk_task(void* user, size_t index) {
+    static_cast<SparseInputs*>(user)->fill(static_cast<int64_t>(index));
+  }
+
+  void fill(int64_t chunk) {
+    const int64_t depth = call->depth, begin = chunk * kSparseDepth,
+                  end = min_of(begin + kSparseDepth, depth);
+    int32_t* const count = counts + chunk * rows;
+    memset(count, 0, static_cast<size_t>(rows) * sizeof(int32_t));
+    int32_t together = 0;
+    for (int64_t k = begin; k < end; k += kLanes) {
+      uint32_t some = 0;
+      for (int64_t r = 0; r < rows; r++) {
+        const float* at = call->x + (first + r) * depth + k;
+        const I zero = reinterpret_cast<I>((end - k >= kLanes ? load(at) : load_first(at, end - k)) == V{});
+        const uint32_t alive = ~bits(zero) & (~0u >> (32 - kLanes));  // a NaN is not 0
+        some |= alive;
+        count[r] = put(alive, k, lists + r * depth + begin, count[r]);
+      }
+      together = put(some, k, any + begin, together);
+    }
+    any_count[chunk] = together;
+    int64_t total = 0;
+    for (int64_t r = 0; r < rows; r++) total += count[r];
+    survivors.fetch_add(total, std::memory_order_relaxed);
+  }
+};
 
 struct SparseGemmPlan {
   const SparseGemmCall* call;
-  int64_t blocks;   // of columns
-  int64_t passes;   // of rows
-  int32_t* list;    // [passes][K], which x are not 0 in some row of the pass
-  int64_t* listed;  // [passes], how many
+  SparseInputs inputs;
 
-  int64_t rows_of(int64_t pass) const { return min_of(kSparseRows, call->rows - pass * kSparseRows); }
-
-  void list_inputs(int64_t pass) const {
-    const int64_t depth = call->depth;
-    const float* x = call->x + pass * kSparseRows * depth;
-    int32_t* to = list + pass * depth;
-    int64_t count = 0;
-    for (int64_t k = 0; k < depth; k += kLanes) {
-      const int64_t used = depth - k;
-      I zero = splat(-1);
-      for (int64_t r = 0; r < rows_of(pass); r++) {
-        const float* at = x + r * depth + k;
-        zero &= reinterpret_cast<I>((used >= kLanes ? load(at) : load_first(at, used)) == V{});
-      }
-      uint32_t alive = ~bits(zero) & (~0u >> (32 - kLanes));  // a NaN is not 0
-      for (; alive; alive &= alive - 1) to[count++] = static_cast<int32_t>(k + __builtin_ctz(alive));
+  template <int Vectors>
+  static void add(const int32_t* list, int64_t count, const float* x, const float* w, int64_t stride,
+                  float* y) {
+    V sums[Vectors];
+    for (int v = 0; v < Vectors; v++) sums[v] = load(y + v * kLanes);
+    for (int64_t i = 0; i < count; i++) {
+      const V value = splat(x[list[i]]);
+      const float* row = w + list[i] * stride;
+      for (int v = 0; v < Vectors; v++) sums[v] += value * load(row + v * kLanes);
     }
-    listed[pass] = count;
+    for (int v = 0; v < Vectors; v++) store(y + v * kLanes, sums[v]);
   }
 
-  // y[0 .. n) += the sum of x[i] w[i][0 .. n); what is read next is fetched meanwhile.
-  static void add_four(const float* x, const float* const* w, float* y, int64_t n, const float* const* ahead) {
-    const V a = splat(x[0]), b = splat(x[1]), c = splat(x[2]), d = splat(x[3]);
+  static void add_columns(const int32_t* list, int64_t count, const float* x, const float* w, int64_t stride,
+                          int64_t columns, float* y) {
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-      if (ahead) {
-        for (int q = 0; q < kSparseStep; q++) __builtin_prefetch(ahead[q] + i);
-      }
-      store(y + i, (load(y + i) + a * load(w[0] + i) + b * load(w[1] + i)) +
-                       (c * load(w[2] + i) + d * load(w[3] + i)));
+    for (; i + 8 * kLanes <= columns; i += 8 * kLanes) add<8>(list, count, x, w + i, stride, y + i);
+    for (; i + 2 * kLanes <= columns; i += 2 * kLanes) add<2>(list, count, x, w + i, stride, y + i);
+    for (; i + kLanes <= columns; i += kLanes) add<1>(list, count, x, w + i, stride, y + i);
+    for (; i < columns; i++) {
+      for (int64_t l = 0; l < count; l++) y[i] += x[list[l]] * w[list[l] * stride + i];
     }
-    for (; i < n; i++) y[i] = (y[i] + x[0] * w[0][i] + x[1] * w[1][i]) + (x[2] * w[2][i] + x[3] * w[3][i]);
-  }
-
-  static void add_one(float x, const float* w, float* y, int64_t n) {
-    const V xv = splat(x);
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) store(y + i, load(y + i) + xv * load(w + i));
-    for (; i < n; i++) y[i] += x * w[i];
   }
 
   static void task(void* user, size_t index) {
-    const SparseGemmPlan& plan = *static_cast<SparseGemmPlan*>(user);
-    const SparseGemmCall& c = *plan.call;
-    const int64_t first = static_cast<int64_t>(index) % plan.blocks * kSparseColumns;
-    const int64_t pass = static_cast<int64_t>(index) / plan.blocks;
-    const int64_t columns = min_of(kSparseColumns, c.columns - first), rows = plan.rows_of(pass);
-    const float* x = c.x + pass * kSparseRows * c.depth;
-    const int32_t* list = plan.list + pass * c.depth;
-    const int64_t listed = plan.listed[pass];
-    float* y = c.y + pass * kSparseRows * c.columns + first;
+    static_cast<const SparseGemmPlan*>(user)->tile(static_cast<int64_t>(index));
+  }
+
+  // Fetches rows [begin, end) of a chunk's list.
+  void fetch(int64_t chunk, int64_t begin, int64_t end, const float* w, int64_t columns) const {
+    const int32_t* list = inputs.any + chunk * kSparseDepth;
+    for (int64_t i = begin; i < end; i++) prefetch_row(w + list[i] * call->columns, columns);
+  }
+
+  void tile(int64_t index) const {
+    const SparseGemmCall& c = *call;
+    const int64_t column = index * kSparseColumns, rows = inputs.rows;
+    const int64_t columns = min_of(kSparseColumns, c.columns - column);
+    const float* w = c.w + column;
     for (int64_t r = 0; r < rows; r++) {
-      memcpy(y + r * c.columns, c.bias + first, static_cast<size_t>(columns) * sizeof(float));
+      memcpy(c.y + (inputs.first + r) * c.columns + column, c.bias + column,
+             static_cast<size_t>(columns) * sizeof(float));
     }
-    int64_t i = 0;
-    for (; i + kSparseStep <= listed; i += kSparseStep) {
-      const float* w[kSparseStep];
-      const float* ahead[kSparseStep];
-      for (int64_t q = 0; q < kSparseStep; q++) {
-        w[q] = c.w + list[i + q] * c.columns + first;
-        ahead[q] = c.w + list[min_of(i + q + kSparseStep, listed - 1)] * c.columns + first;
-      }
-      bool fetch = true;
+    if (inputs.chunks) fetch(0, 0, inputs.any_count[0], w, columns);
+    for (int64_t chunk = 0; chunk < inputs.chunks; chunk++) {
+      const int64_t next = chunk + 1 < inputs.chunks ? inputs.any_count[chunk + 1] : 0;
       for (int64_t r = 0; r < rows; r++) {
-        const float* at = x + r * c.depth;
-        const float value[kSparseStep] = {at[list[i]], at[list[i + 1]], at[list[i + 2]], at[list[i + 3]]};
-        if (value[0] == 0 && value[1] == 0 && value[2] == 0 && value[3] == 0) continue;
-        add_four(value, w, y + r * c.columns, columns, fetch ? ahead : nullptr);
-        fetch = false;
-      }
-    }
-    for (; i < listed; i++) {
-      for (int64_t r = 0; r < rows; r++) {
-        const float value = x[r * c.depth + list[i]];
-        if (!(value == 0)) add_one(value, c.w + list[i] * c.columns + first, y + r * c.columns, columns);
+        // The next chunk's rows arrive while this one's are used.
+        fetch(chunk + 1, next * r / rows, next * (r + 1) / rows, w, columns);
+        const int64_t row = inputs.first + r;
+        add_columns(inputs.lists + r * c.depth + chunk * kSparseDepth, inputs.counts[chunk * rows + r],
+                    c.x + row * c.depth, w, c.columns, columns, c.y + row * c.columns + column);
       }
     }
   }
@@ -101,23 +141,30 @@ struct SparseGemmPlan {
 
 static bool sparse_gemm(const SparseGemmCall& call, const Env& env) {
   call.survivors[0] = 0;
-  for (int64_t i = 0; i < call.rows * call.depth; i++) call.survivors[0] += !(call.x[i] == 0.0f);
-  if (call.rows == 0 || call.columns == 0) return true;  // any number of rows may have nothing in it
+  if (call.depth == 0 && call.columns == 0) return true;  // any number of rows may have nothing in it
   SparseGemmPlan plan;
-  plan.call = &call;
-  plan.blocks = blocks_of(call.columns, kSparseColumns);
-  plan.passes = blocks_of(call.rows, kSparseRows);
+  SparseInputs& inputs = plan.inputs;
+  plan.call = inputs.call = &call;
+  inputs.chunks = blocks_of(call.depth, kSparseDepth);
   const auto layout = [&](char* base) {
     Carver carver(base);
-    plan.list = carver.take<int32_t>(plan.passes * call.depth);
-    plan.listed = carver.take<int64_t>(plan.passes);
+    inputs.carve(carver, min_of(call.rows, kSparseRows));
     return carver.used();
   };
   Lease scratch(*env.per_call, layout(nullptr));
   if (!scratch.data()) return false;
   layout(scratch.data());
-  for (int64_t p = 0; p < plan.passes; p++) plan.list_inputs(p);
-  return env.parallel(env.context, static_cast<size_t>(plan.passes * plan.blocks), SparseGemmPlan::task, &plan);
+  for (inputs.first = 0; inputs.first < call.rows; inputs.first += kSparseRows) {
+    inputs.rows = min_of(kSparseRows, call.rows - inputs.first);
+    const bool few = inputs.rows * call.depth <= kSparseFewInputs;
+    if (!run_tasks(env, few, inputs.chunks, SparseInputs::chunk_task, &inputs)) return false;
+    const bool small =
+        inputs.needed() * call.columns * static_cast<int64_t>(sizeof(float)) <= kSparseFewBytes;
+    if (!run_tasks(env, small, blocks_of(call.columns, kSparseColumns), SparseGemmPlan::task, &plan))
+      return false;
+  }
+  call.survivors[0] = inputs.survivors;
+  return true;
 }
 
 }  // namespace EXPRUNE_ISA

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,16 @@ from exprune_cli.planning.relu import dense
 from exprune_cli.runtime import runtime_available
 from exprune_cli.shapes import infer_shapes
 from exprune_cli.sites import SitePlan
-from exprune_cli.timing import SiteTimer, SiteTiming, last_cache_bytes, random_feeds, site_inputs, with_rows
+from exprune_cli.timing import (
+    SiteTimer,
+    SiteTiming,
+    last_cache_bytes,
+    processors,
+    random_feeds,
+    site_inputs,
+    thread_counts,
+    with_rows,
+)
 from tests.models import build, mlp
 
 HEAD = """g (float[{n}, 64] x) => (int64[{n}] y) {{
@@ -195,3 +206,40 @@ def test_inputs_that_cannot_be_made_up_are_no_failure(caplog):
     done = optimize_model(load(proto))
     assert "nothing was timed: random inputs: the model fails on it" in caplog.text
     assert all(site.latency_us is None for site in done.record.sites)
+
+
+@pytest.mark.parametrize(("wins_on_all_cores", "most"), [(0, None), (2, 2), (1000, 4)])
+def test_a_site_has_to_win_on_one_thread_and_on_all_cores(monkeypatch, wins_on_all_cores, most):
+    """The smaller number of rows counts, and what loses on either stays dense."""
+
+    class Both(Clock):
+        def __init__(self, *_, threads, **__):
+            self.threads = threads
+            self.wins_up_to = 4 if threads == 1 else wins_on_all_cores
+
+        def time(self, inputs, seconds):
+            return dataclasses.replace(super().time(inputs, seconds), threads=self.threads)
+
+    monkeypatch.setattr(never_slower, "SiteTimer", Both)
+    monkeypatch.setattr(never_slower, "thread_counts", lambda: (1, 0))
+    model = head()
+    (site,) = match(model).sites
+    feeds = [{"x": np.ones((1, 64), np.float32)}] * 64
+    kept, timings = never_slower.keep_faster(model, [site], {site.name: [plan_quantized(site)]}, feeds)
+    assert kept[site.name].staged == (most is not None)
+    assert kept[site.name].most_rows == most
+    if most is None:
+        assert "on all cores" in kept[site.name].reason and timings[site.name].threads == 0
+
+
+@pytest.mark.skipif(not runtime_available(), reason="the native runtime is not built")
+def test_timings_on_all_cores():
+    """Bursts give pairs of one input, at least as many as on one thread."""
+    model = head(classes=5000)
+    (site,) = match(model).sites
+    rng = np.random.default_rng(0)
+    inputs = [{"in_0": rng.standard_normal((1, 64)).astype(np.float32)} for _ in range(5)]
+    timing = SiteTimer(model, site, plan_quantized(site), 2, threads=0).time(inputs, 0.0)
+    assert timing.threads == 0
+    assert 0 < timing.staged_us < 1e6 and 0 < timing.dense_us < 1e6
+    assert thread_counts() == ((1,) if processors() == 1 else (1, 0))

@@ -19,6 +19,9 @@ from .test_block_conv import BAD_BLOCKS, CASES, block_inputs, exact_inputs
 from .test_door import BAD_CONV, BAD_GEMM, CONV, conv_inputs, gemm_inputs
 from .test_low_rank import case as low_rank_case
 from .test_low_rank import run as run_low_rank
+from .test_panel_conv import BAD as BAD_PANELS
+from .test_panel_conv import CASES as PANELS
+from .test_panel_conv import panel_inputs
 from .test_sessions import case
 
 
@@ -56,8 +59,14 @@ def address(library: str) -> None:
             inputs, attributes = block_inputs(**sizes, batch=batch)
             run(library, "PrefixConvBlock", inputs, threads=2, **attributes)
             run(library, "ConvRelu", exact_inputs(inputs), threads=2, **attributes)
+    for sizes in PANELS:
+        for batch in (1, 3):
+            inputs, attributes = panel_inputs(**sizes, batch=batch)
+            run(library, "PrefixConvPanel", inputs, threads=2, **attributes)
+            run(library, "ConvReluPanel", exact_inputs(inputs), threads=2, **attributes)
     for op, bad, inputs, attributes in (
         ("PrefixConvBlock", BAD_BLOCKS, *block_inputs()),
+        ("PrefixConvPanel", BAD_PANELS, *panel_inputs()),
         ("PrefixGemmThreshold", BAD_GEMM, gemm_inputs(), {}),
         ("PrefixConvThreshold", BAD_CONV, conv_inputs(), CONV),
     ):

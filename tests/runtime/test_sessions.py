@@ -55,6 +55,20 @@ def test_a_row_does_not_depend_on_its_company(best_library):
     np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_sparse_sums_depend_on_row_and_column_alone(library, rows):
+    """Neither threads nor the other rows change a bit of a row's result."""
+    rng = np.random.default_rng(0)
+    x = np.maximum(rng.standard_normal((rows, 1200)) - 1, 0).astype(np.float32)
+    w = rng.standard_normal((1200, 300)).astype(np.float32)
+    inputs = {"X": x, "W": w, "bias": np.ones(300, np.float32)}
+    one, two = (run(library, "SparseGemm", inputs, threads) for threads in (1, 2))
+    assert one[1].tolist() == two[1].tolist() == [np.count_nonzero(x)]
+    np.testing.assert_array_equal(one[0], two[0])
+    alone = [run(library, "SparseGemm", {**inputs, "X": x[r : r + 1]})[0] for r in range(rows)]
+    np.testing.assert_array_equal(one[0], np.concatenate(alone))
+
+
 @pytest.mark.parametrize("family", ["Gemm", "Conv", "ArgMax"])
 def test_concurrent_runs_of_one_session(best_library, family):
     """Different sizes at the same time: every run has working memory of its own."""
