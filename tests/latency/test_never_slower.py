@@ -11,10 +11,11 @@ from exprune_cli.model import load
 from exprune_cli.pipeline import _faster, _Job, optimize_model
 from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.planning.relu import dense
+from exprune_cli.random_feeds import random_feeds
 from exprune_cli.runtime import runtime_available
 from exprune_cli.shapes import infer_shapes
 from exprune_cli.sites import SitePlan
-from exprune_cli.timing import SiteTimer, SiteTiming, last_cache_bytes, random_feeds, site_inputs, with_rows
+from exprune_cli.timing import SiteTimer, SiteTiming, last_cache_bytes, site_inputs, with_rows
 from tests.models import build, mlp
 
 HEAD = """g (float[{n}, 64] x) => (int64[{n}] y) {{
