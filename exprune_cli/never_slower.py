@@ -14,6 +14,7 @@ from exprune_cli.measure import latency
 from exprune_cli.model import Model
 from exprune_cli.planning.chunks import plan_saving
 from exprune_cli.planning.relu import dense
+from exprune_cli.random_feeds import random_feeds
 from exprune_cli.record import SiteRecord
 from exprune_cli.sessions import Feeds, open_session, run
 from exprune_cli.shapes import Dims, infer_shapes
@@ -26,7 +27,6 @@ from exprune_cli.timing import (
     cache_filler,
     input_rank,
     last_cache_bytes,
-    random_feeds,
     site_inputs,
     thread_counts,
     with_rows,

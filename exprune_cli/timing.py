@@ -12,7 +12,6 @@ threads sleep. Its first run, which wakes its own threads, is not timed: in a wh
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -25,13 +24,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from exprune_cli.dense_layer import end_nodes, linear_nodes, result_types
-from exprune_cli.model import Model, load, model_inputs
+from exprune_cli.model import Model, load
 from exprune_cli.rewrite import rewrite
 from exprune_cli.sessions import REST, Feeds, open_session, run
 from exprune_cli.shapes import Dims
 from exprune_cli.site_values import SiteValues, read_by
 from exprune_cli.sites import Site, SitePlan
-from exprune_cli.static import MOST_ELEMENTS
 from exprune_cli.weights import in_memory
 
 #: A site is staged only if it wins by more than this: the noise of a paired median.
@@ -269,37 +267,3 @@ def input_rank(site: Site, shapes: Mapping[str, Dims]) -> int:
         return 2 + len(site.conv.kernel)
     shape = shapes.get(site.input)
     return 2 if shape is None else max(2, len(shape))
-
-
-def random_feeds(model: Model, batch: int, seed: int, count: int = 4) -> list[Feeds] | None:
-    """Seeded inputs for timing where no data is given; None if the inputs are not plain tensors.
-
-    Floats are standard normal, integers 0, unknown sizes 16 (the first one ``batch``). Sizes of one name
-    are equal, wherever they stand: a batch may be the second axis of a cache.
-    """
-    rng = np.random.default_rng(seed)
-    feeds: list[Feeds] = []
-    sizes: dict[str, int] = {}
-    for _ in range(count):
-        feed = {}
-        for value in model_inputs(model.proto):
-            tensor = value.type.tensor_type
-            if not tensor.elem_type or not tensor.HasField("shape"):
-                return None
-            shape = []
-            for axis, size in enumerate(tensor.shape.dim):
-                unknown = batch if axis == 0 else 16
-                shape.append(
-                    size.dim_value
-                    or (sizes.setdefault(size.dim_param, unknown) if size.dim_param else unknown)
-                )
-            if min(shape, default=0) < 0 or math.prod(shape) > MOST_ELEMENTS:
-                return None
-            dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-            if dtype.kind not in "fiub":
-                return None
-            feed[value.name] = (rng.standard_normal(shape) if dtype.kind == "f" else np.zeros(shape)).astype(
-                dtype
-            )
-        feeds.append(feed)
-    return feeds

@@ -31,7 +31,7 @@ PARTS = {
     "verify": ("verify",),
     "rules": ("rules",),
     "functions": ("functions",),
-    "run": ("sessions", "runtime", "instrument", "site_values", "static"),
+    "run": ("sessions", "runtime", "instrument", "random_feeds", "site_values", "static"),
     "costs": ("flops", "memory"),
     "samples": ("data",),
     "graph": ("graph", "shapes", "dense_layer"),

@@ -26,7 +26,7 @@ def random_data(model: Model, count: int | None, seed: int) -> DataSet:
         ExpruneError: The model has inputs of another kind.
     """
     from exprune_cli.data import open_data
-    from exprune_cli.timing import random_feeds
+    from exprune_cli.random_feeds import random_feeds
 
     feeds = random_feeds(model, 1, seed, count or RANDOM_SAMPLES)
     if feeds is None:

@@ -13,6 +13,7 @@ from exprune_cli.model import load
 from exprune_cli.pipeline import _faster, _Job, optimize_model
 from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.planning.relu import dense
+from exprune_cli.random_feeds import random_feeds
 from exprune_cli.runtime import runtime_available
 from exprune_cli.shapes import infer_shapes
 from exprune_cli.sites import SitePlan
@@ -21,7 +22,6 @@ from exprune_cli.timing import (
     SiteTiming,
     last_cache_bytes,
     processors,
-    random_feeds,
     site_inputs,
     thread_counts,
     with_rows,
