@@ -9,8 +9,9 @@ import numpy as np
 from exprune_cli.report_data import Histogram, Spread
 
 _BINS = 28
-#: Times above this quantile of both models are counted in the last bin: they are the machine's, not the model's.
-_LAST = 0.98
+#: Times above this quantile, or so many quartile ranges above the upper quartile, are counted in the last bin:
+#: they are the machine's, not the model's.
+_LAST, _RANGES = 0.98, 3.0
 
 
 def spread(values: Sequence[float] | np.ndarray) -> Spread | None:
@@ -22,6 +23,12 @@ def spread(values: Sequence[float] | np.ndarray) -> Spread | None:
     return Spread(least, p5, p25, median, p75, p95, most, int(array.size))
 
 
+def _usual(times: np.ndarray) -> float:
+    """Up to where times are told apart."""
+    lower, upper, last = np.quantile(times, (0.25, 0.75, _LAST)).tolist()
+    return float(min(last, upper + _RANGES * (upper - lower)))
+
+
 def histogram(dense: np.ndarray | None, optimized: np.ndarray) -> Histogram:
     """Times of one or two models in common bins.
 
@@ -31,7 +38,7 @@ def histogram(dense: np.ndarray | None, optimized: np.ndarray) -> Histogram:
     """
     sides = [optimized] if dense is None else [dense, optimized]
     low = min(float(side.min()) for side in sides)
-    high = max(float(np.quantile(side, _LAST)) for side in sides)
+    high = max(_usual(side) for side in sides)
     edges = np.linspace(low, max(high, low * 1.01 + 1e-9), _BINS + 1)
     counts = [[int(n) for n in np.histogram(np.minimum(side, edges[-1]), edges)[0]] for side in sides]
     return Histogram([float(edge) for edge in edges], None if dense is None else counts[0], counts[-1])

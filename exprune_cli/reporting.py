@@ -117,11 +117,14 @@ def build_report(
     if record is not None and record.certificate:
         report.certificate = Certificate(**_known_fields(Certificate, record.certificate))
     weights = _weights(proto)
-    sizes = (
-        {s.name: (s.outputs or 0) * (s.groups or 0) * (s.taps or 0) for s in record.sites} if record else {}
-    )
+    if record is not None:
+        weights |= {
+            s.name: s.outputs * s.groups * (s.taps or 1) for s in record.sites if s.outputs and s.groups
+        }
+    elif prospects is not None:
+        weights |= {s.name: s.outputs * s.groups * s.taps for s in prospects.matches.sites}
     for site in report.sites:
-        site.weights = sizes.get(site.name) or weights.get(site.name)
+        site.weights = weights.get(site.name)
     report.refusals = refusal_groups(report.sites, totals.flops_dense)
     if record is not None:
         report.alternatives = [Alternative(**_known_fields(Alternative, point)) for point in record.tried]

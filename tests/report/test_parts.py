@@ -122,6 +122,23 @@ def test_times_are_kept_as_quantiles_and_bins() -> None:
     assert timing.histogram is not None and sum(timing.histogram.optimized) == times.runs == 12
 
 
+def test_a_few_late_runs_do_not_flatten_all_others() -> None:
+    times = np.concatenate([np.random.default_rng(1).normal(2, 0.05, 97), [50.0, 60.0, 70.0]])
+    found = histogram(None, times)
+    assert found.edges_ms[-1] < 3 and found.optimized[-1] >= 3 and sum(found.optimized) == 100
+
+
+def test_weights_of_sites_are_known_where_they_are_transposed() -> None:
+    tied = build(
+        "g (int64[N] t) => (int64[N] y) { x = Gather (e, t) u = Transpose <perm: ints = [1, 0]> (e) "
+        "a = MatMul (x, u) y = ArgMax <axis: int = 1, keepdims: int = 0> (a) }",
+        {"e": (50, 8)},
+    )
+    report = build_report(load(tied))
+    assert [site.weights for site in report.sites] == [400]
+    assert report.outlook is not None and report.outlook.weights_share == 1
+
+
 def test_what_was_tried_is_in_the_file_and_in_its_report(tmp_path: Path) -> None:
     import onnx
 
