@@ -27,7 +27,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from exprune_cli.arguments import as_calibration, calibration_of, check_optimize, open_unseen, paths
+from exprune_cli.arguments import (
+    as_calibration,
+    calibration_of,
+    check_optimize,
+    open_unseen,
+    paths,
+    random_data,
+)
 from exprune_cli.custom_ops import uses_custom_ops
 from exprune_cli.errors import ExpruneError, UsageError
 from exprune_cli.paths import PathLike, check_output, external_files
@@ -89,7 +96,6 @@ def calibrate(
     if (data is None) != allow_random:
         raise UsageError("give --data, or --allow-random to calibrate on random numbers, and not both")
     from exprune_cli.data import open_data
-    from exprune_cli.data.random_data import random_data
     from exprune_cli.match import match
     from exprune_cli.model import load
     from exprune_cli.observe import observe

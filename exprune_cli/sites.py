@@ -175,7 +175,7 @@ class Calibration:
         sample_ids: ``[samples]`` uint64 digests of the single samples, so that a later step
             can tell which samples of a folder were not used.
         sites: Statistics by site name.
-        random: Whether the samples were random numbers, see :mod:`exprune_cli.data.random_data`.
+        random: Whether the samples were random numbers.
     """
 
     model_sha256: str
