@@ -8,17 +8,33 @@ so it is only asked for when pip, run with the user's own settings, says that it
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from setuptools import build_meta as _setuptools
 from setuptools.build_meta import *
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "runtime"))
-from build import find_compiler
+
+def _runtime_build() -> ModuleType:
+    """``runtime/build.py``.
+
+    Not by its name: front ends look for every module in the backend's folder first, and a folder ``build``
+    is there after the first build.
+    """
+    path = Path(__file__).resolve().parent / "runtime" / "build.py"
+    spec = importlib.util.spec_from_file_location("exprune_runtime_build", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+runtime_build = _runtime_build()
 
 
 def _ziglang_can_be_had() -> bool:
@@ -45,7 +61,7 @@ def _ziglang_can_be_had() -> bool:
 
 
 def _compiler_requirements() -> list[str]:
-    if os.environ.get("EXPRUNE_BUILD_RUNTIME") == "0" or find_compiler():
+    if os.environ.get("EXPRUNE_BUILD_RUNTIME") == "0" or runtime_build.find_compiler():
         return []
     return ["ziglang"] if _ziglang_can_be_had() else []
 

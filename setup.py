@@ -13,8 +13,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE / "runtime"))
-from build import build
+sys.path.insert(0, str(HERE))
+from build_backend import runtime_build
 
 #: Written beside the library's place when it could not be built: the reason, for exprune to quote.
 MISSING_NOTE = "_runtime_missing.txt"
@@ -41,7 +41,7 @@ class BuildRuntime(build_ext):
             if os.environ.get("EXPRUNE_BUILD_RUNTIME") == "0":
                 reason = "EXPRUNE_BUILD_RUNTIME=0 was set"
             else:
-                build(library, version=self.distribution.get_version())
+                runtime_build.build(library, version=self.distribution.get_version())
         except OSError as error:
             reason = str(error)
         except subprocess.CalledProcessError as error:
@@ -99,6 +99,8 @@ readme = HERE / "README.md"
 setup(
     packages=packages(),
     package_dir={"exprune_cli.rules": "rules"},
+    # What MANIFEST.in names is for the source distribution: the wheel's files are those that follow.
+    include_package_data=False,
     package_data={"exprune_cli": ["*.json", "py.typed", "templates/*"]},
     exclude_package_data={"exprune_cli": ["*.so", MISSING_NOTE]},
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",

@@ -267,6 +267,15 @@ def estimate_flops(site: SiteRecord, rows: int) -> float:
     return spent_flops(site, rows, [0.0] * max(1, len(site.ends) - 1))
 
 
+def expected_flops(site: SiteRecord, rows: int) -> float | None:
+    """What :func:`spent_flops` is expected to be; None where it is not known how much is pruned."""
+    exact = site.kind == "relu" and len(site.ends) == 1
+    if site.pruned is None and not exact:
+        return None
+    tested = rows * ((site.groups if site.kind == "sparse" else site.outputs) or 0)
+    return spent_flops(site, rows, [(1 - share) * tested for share in site.pruned or ()])
+
+
 def int8_macs(site: SiteRecord, rows: int, survivors: Sequence[float]) -> int:
     """Integer multiply-accumulates of a staged site's estimate."""
     if site.estimate != "quantized" or survivors[0] < 0:

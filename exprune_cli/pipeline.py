@@ -12,6 +12,7 @@ import onnx
 from exprune_cli import __version__, never_slower
 from exprune_cli.block_plans import exact_plans, with_blocks
 from exprune_cli.errors import GateError, UsageError
+from exprune_cli.labels import label
 from exprune_cli.match import Matches, match
 from exprune_cli.measure import Baseline
 from exprune_cli.metrics import metric_name
@@ -427,6 +428,7 @@ def _finish(
     if proto is not model.proto or record.top_k:
         proto = own(proto, model)
         write_record(proto, record)
+        label(proto, record)
         begin(job.progress, "verifying")
         verify(model, proto)
     return proto, records

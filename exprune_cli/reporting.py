@@ -224,16 +224,14 @@ def _add_expected(report: Report, proto: onnx.ModelProto, staged: Mapping[str, S
             dense_total = None
             continue
         site.flops_dense = flops.dense_site_flops(entry, site_rows)
-        exact = entry.kind == "relu" and len(entry.ends) == 1
-        if entry.pruned is None and not exact:
+        spent = flops.expected_flops(entry, site_rows)
+        if spent is None:
             dense_total, report.totals.flops_dense = None, dense_total
             continue
-        tested = site_rows * ((entry.groups if entry.kind == "sparse" else entry.outputs) or 0)
-        left = [(1 - share) * tested for share in entry.pruned or ()]
-        site.flops = flops.spent_flops(entry, site_rows, left)
+        site.flops = spent
         site.flops_estimate = min(site.flops, flops.estimate_flops(entry, site_rows))
-        if integer is not None and left:
-            integer += flops.int8_macs(entry, site_rows, left)
+        if integer is not None and entry.pruned:
+            integer += flops.int8_macs(entry, site_rows, [0.0])  # it runs whole, whatever is left
         saved += site.flops_dense - site.flops
     report.totals.flops_dense = counts.total
     report.totals.flops = None if dense_total is None else dense_total - saved

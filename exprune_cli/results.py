@@ -55,6 +55,23 @@ class Report(report_data.Report):
         """The object that ``exprune report --format json`` prints: see ``report.schema.json``."""
         return self.as_json()
 
+    def check(
+        self,
+        *,
+        min_saving: float | None = None,
+        max_drop: float | None = None,
+        min_speedup: float | None = None,
+        min_staged: int | None = None,
+    ) -> None:
+        """Demands bounds, as the options of ``exprune report`` do: see :class:`exprune_cli.gates.Bounds`.
+
+        Raises:
+            GateError: The report leaves one of them.
+        """
+        from exprune_cli.gates import Bounds
+
+        Bounds(min_saving, max_drop, min_speedup, min_staged).check(self)
+
     def save(self, path: PathLike) -> None:
         """Writes the report as its name says: ``.json``, ``.html``, or ``.txt`` for the table.
 

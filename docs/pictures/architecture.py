@@ -16,9 +16,9 @@ TARGET = ROOT / "docs" / "contribute" / "architecture.svg"
 
 #: The parts, and the modules of each; a package stands for its modules.
 PARTS = {
-    "commands": ("__main__", "cli", "commands"),
-    "Python API": ("api", "arguments", "results"),
-    "pipeline": ("pipeline", "never_slower", "block_plans"),
+    "commands": ("__main__", "cli", "commands", "integrations"),
+    "Python API": ("api", "arguments", "results", "gates"),
+    "pipeline": ("pipeline", "never_slower", "block_plans", "labels"),
     "search": ("search", "sensitivity"),
     "certify": ("certify",),
     "report": ("reporting", "outlook", "recheck"),

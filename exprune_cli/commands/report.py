@@ -47,6 +47,20 @@ def _print_schema(context: click.Context, parameter: click.Parameter, value: boo
     callback=_print_schema,
     help="Print the JSON schema of --format json and exit.",
 )
+@click.option("--min-saving", type=float, metavar="X", help="Fail if less of the FLOPs is saved, e.g. 0.2.")
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="X",
+    help="Fail if the metric drops by more, e.g. 0.01; needs --data and --baseline.",
+)
+@click.option(
+    "--min-speedup",
+    type=float,
+    metavar="X",
+    help="Fail if it is less fast than this times the baseline, e.g. 1.1; needs --data and --baseline.",
+)
+@click.option("--min-staged", type=click.IntRange(0), metavar="N", help="Fail if fewer sites are staged.")
 @with_custom_ops
 @with_verbosity
 def report(
@@ -57,12 +71,20 @@ def report(
     format: str,
     output: str | None,
     custom_ops: tuple[str, ...],
+    min_saving: float | None,
+    max_drop: float | None,
+    min_speedup: float | None,
+    min_staged: int | None,
 ) -> None:
     """Say what is staged, what is not and why, and what it costs.
 
     Without --data the FLOPs of staged sites are expected values; with --data they are measured.
+
+    With bounds (--min-saving, --max-drop, --min-speedup, --min-staged) the exit code is 1 where
+    the report leaves one of them; it is printed or written all the same.
     """
     from exprune_cli import api, render
+    from exprune_cli.gates import Bounds
     from exprune_cli.next_step import after_report
     from exprune_cli.paths import check_output
     from exprune_cli.progress import Progress
@@ -70,6 +92,8 @@ def report(
     if output is not None:
         inputs = {"the model": model} | ({"the baseline": baseline} if baseline is not None else {})
         check_output(output, inputs)
+    bounds = Bounds(min_saving, max_drop, min_speedup, min_staged)
+    bounds.check_options(data=data is not None, baseline=baseline is not None)
     with Progress(False if quiet() else None) as progress:
         done = api.report(model, baseline, data, threads, custom_ops=custom_ops, progress=progress)
     explain(done)
@@ -84,7 +108,12 @@ def report(
         text += "" if quiet() else "\n" + "\n".join(after_report(done).lines())
     if output is None:
         render.write_line(text.rstrip("\n"))
-        return
+    else:
+        _write(text, output)
+    bounds.check(done)
+
+
+def _write(text: str, output: str) -> None:
     from exprune_cli.model import write_bytes
 
     try:
