@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from exprune_cli.errors import ExpruneError
+from exprune_cli.onnxruntime_errors import first_line, from_onnxruntime
 from exprune_cli.paths import PathLike
 
 _Parameters = ParamSpec("_Parameters")
@@ -51,8 +52,6 @@ def registered(paths: Sequence[PathLike]) -> Iterator[None]:
 def _try(library: str) -> None:
     """Loads a library, before any work is done."""
     import onnxruntime
-
-    from exprune_cli.sessions import first_line, from_onnxruntime
 
     try:
         onnxruntime.SessionOptions().register_custom_ops_library(library)

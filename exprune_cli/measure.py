@@ -18,7 +18,8 @@ from exprune_cli.distribution import spread
 from exprune_cli.errors import ExpruneError
 from exprune_cli.instrument import with_outputs
 from exprune_cli.model import model_inputs
-from exprune_cli.sessions import REST, Feeds, first_line, from_onnxruntime, open_session, run
+from exprune_cli.onnxruntime_errors import first_line, from_onnxruntime
+from exprune_cli.sessions import REST, Feeds, open_session, run
 from exprune_cli.weights import kept
 
 #: Times that all inputs are run, at most, whenever a large model is open.

@@ -16,6 +16,7 @@ from exprune_cli.custom_ops import libraries
 from exprune_cli.errors import ExpruneError
 from exprune_cli.external_data import is_external, tensor_bytes
 from exprune_cli.interrupts import stoppable
+from exprune_cli.onnxruntime_errors import first_line, from_onnxruntime
 from exprune_cli.protobuf import MESSAGE_LIMIT, byte_size
 from exprune_cli.weights import in_one_folder, kept
 
@@ -172,20 +173,6 @@ def run(
         if seconds is not None and time.monotonic() - start >= seconds:
             raise ExpruneError(f"{where}: the model takes more than {seconds:g} seconds for it") from error
         raise ExpruneError(f"{where}: the model fails on it: {first_line(error)}") from error
-
-
-def from_onnxruntime(error: Exception) -> bool:
-    """Whether ONNX Runtime raised it. It has a type of its own for every status code."""
-    own = type(error).__module__.startswith("onnxruntime")
-    return own or (
-        isinstance(error, (RuntimeError, ValueError)) and not isinstance(error, NotImplementedError)
-    )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an ONNX Runtime message, without its status code's prefix."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
 
 
 def _runtime_available() -> bool:

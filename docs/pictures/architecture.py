@@ -18,7 +18,7 @@ TARGET = ROOT / "docs" / "contribute" / "architecture.svg"
 PARTS = {
     "commands": ("__main__", "cli", "commands", "integrations"),
     "Python API": ("api", "arguments", "results", "gates"),
-    "pipeline": ("pipeline", "never_slower", "block_plans", "labels"),
+    "pipeline": ("pipeline", "never_slower", "block_plans", "together", "labels"),
     "search": ("search", "sensitivity"),
     "certify": ("certify",),
     "report": ("reporting", "outlook", "recheck"),
@@ -31,12 +31,23 @@ PARTS = {
     "verify": ("verify",),
     "rules": ("rules",),
     "functions": ("functions",),
-    "run": ("sessions", "runtime", "instrument", "random_feeds", "site_values", "static"),
+    "run": ("sessions", "runtime", "custom_ops", "instrument", "random_feeds", "site_values", "static"),
     "costs": ("flops", "memory"),
     "samples": ("data",),
     "graph": ("graph", "shapes", "dense_layer"),
-    "files": ("model", "protobuf", "record", "paths"),
-    "plain data": (PACKAGE, "sites", "report_data", "staged_nodes", "distribution", "errors", "progress"),
+    "files": ("model", "protobuf", "record", "paths", "external_data", "weights", "structure", "plain"),
+    "plain data": (
+        PACKAGE,
+        "available",
+        "interrupts",
+        "sites",
+        "report_data",
+        "staged_nodes",
+        "distribution",
+        "errors",
+        "onnxruntime_errors",
+        "progress",
+    ),
 }
 
 _WIDTH, _HEIGHT, _GAP, _ROW = 150, 62, 20, 104
