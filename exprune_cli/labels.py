@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 PREFIX = "exprune."
+#: What notes can be called: other entries under the prefix are somebody's own.
+NOTES = frozenset(
+    PREFIX + name
+    for name in (
+        *("version", "objective", "staged", "quality", "certificate"),
+        *("site", "rule", "estimate", "test", "saved", "rows"),
+    )
+)
 #: The first IR version whose nodes have ``metadata_props``.
 _NODE_METADATA = 10
 
@@ -93,7 +101,7 @@ def _sentence(notes: dict[str, str]) -> str:
 def _put(
     entries: RepeatedCompositeFieldContainer[onnx.StringStringEntryProto], notes: dict[str, str]
 ) -> None:
-    kept = [(entry.key, entry.value) for entry in entries if not entry.key.startswith(PREFIX)]
+    kept = [(entry.key, entry.value) for entry in entries if entry.key not in NOTES]
     del entries[:]
     for key, value in [*kept, *((PREFIX + name, text) for name, text in notes.items())]:
         entries.add(key=key, value=value)

@@ -257,7 +257,7 @@ def test_size_that_is_a_lie(tmp_path, shape):
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         file.write(rows(1).tobytes())
-    refuse(tmp_path, "damaged or cut short")
+    refuse(tmp_path, "is damaged" if 0 in shape else "damaged or cut short")
 
 
 def test_bad_protobufs(tmp_path):

@@ -26,7 +26,10 @@ SPECIAL = {
     "tiny": -1e-30,
 }
 #: The rules refuse weights that are not finite for these: a product with a zero that is skipped would be a NaN.
-FINITE_WEIGHTS = ("SparseGemm", "ConvRelu", "PrefixConvBlock", "SparseConvThreshold")
+FINITE_WEIGHTS = (
+    *("SparseGemm", "SparseConvThreshold"),
+    *("ConvRelu", "PrefixConvBlock", "ConvReluPanel", "PrefixConvPanel"),
+)
 _SESSIONS: dict = {}
 
 
