@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +17,12 @@ import onnx
 from exprune_cli.rules import RULES
 
 import exprune_cli
+from exprune_cli import functions
 from exprune_cli.cli import exprune
 from exprune_cli.functions import DOMAIN, MIN_OPSET, OPS, function_proto
 
 #: The opset that the ops' bodies are shown in.
 _OPSET = 17
-_FAMILIES = ("gemm", "conv", "argmax", "sparse", "quantized", "low_rank")
 
 
 def all_pages() -> dict[str, str]:
@@ -97,13 +98,19 @@ def ops() -> str:
             "were still undecided after each check: reports measure with it."
         ),
     ]
-    for family in _FAMILIES:
-        module = importlib.import_module(f"exprune_cli.functions.{family}")
+    for module in _families():
         parts += [f"## {_summary(module)}", _text(module, skip_title=True)]
         for op in OPS:
             if op in module.FUNCTIONS:
                 parts += _op(function_proto(op, _OPSET))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _families() -> list[ModuleType]:
+    """The modules that define operators, in the order of their first one."""
+    names = [f"exprune_cli.functions.{found.name}" for found in pkgutil.iter_modules(functions.__path__)]
+    modules = [module for module in map(importlib.import_module, names) if hasattr(module, "FUNCTIONS")]
+    return sorted(modules, key=lambda module: OPS.index(next(iter(module.FUNCTIONS))))
 
 
 def _op(function: onnx.FunctionProto) -> Iterator[str]:
