@@ -28,9 +28,9 @@ from exprune_cli.data import open_data
 from exprune_cli.errors import ExpruneError
 from exprune_cli.model import load
 from exprune_cli.page import to_html
+from exprune_cli.random_feeds import random_feeds
 from exprune_cli.record import KEY
 from exprune_cli.render import to_json, to_table
-from exprune_cli.random_feeds import random_feeds
 from tests.fuzz.mutation import TEXTS, mutate_bytes, mutate_json, mutate_message
 from tests.fuzz.seeds import models, samples, staged
 
