@@ -1,7 +1,8 @@
 // Staged convolution with a ReLU that multiplies no zeros of X: Y [B, N, OH, OW] from X [B, G, H, W].
 //
-// Lanes are outputs: for every position the inputs that are not 0 are listed, and each adds its row of weights
-// [G, T, N] to the vectors of outputs of which some are undecided. A tile is a run of output positions.
+// Lanes are outputs. The inputs that are not 0 are listed once per pixel; each adds its row of weights [G, T, N], at
+// every tap that reads its pixel, to the vectors of outputs of which some are undecided. A tile is a run of output
+// positions.
 #pragma once
 
 #include "registry.h"
@@ -11,21 +12,45 @@ namespace exprune {
 namespace EXPRUNE_ISA {
 
 constexpr int64_t kSparsePositions = 16;  // of a tile: they share the rows of weights in the caches
-constexpr int kSparseVectors = 4;         // vectors of outputs that share one pass over the listed inputs
+constexpr int kSparseVectors = 8;         // vectors of outputs that share one pass over the listed inputs
+
+// The inputs of one pixel that are not 0, of some groups: rows[i] is the first tap of their group in the weights.
+struct PixelList {
+  const float* w;  // of the tap
+  const float* x;
+  const int32_t* rows;
+  int64_t count;
+};
 
 // sums[at[j] ..] += sum over the listed inputs of x w[row][at[j] ..)
 template <int Count>
-static inline void add_listed(const float* w, int64_t stride, const int32_t* rows, const float* x, int64_t listed,
-                              const int64_t* at, float* sums) {
+static void add_listed(const PixelList* lists, int64_t taps, int64_t stride, const int64_t* at, float* sums) {
   V total[Count];
+#pragma GCC unroll 8
   for (int j = 0; j < Count; j++) total[j] = load(sums + at[j]);
-  for (int64_t i = 0; i < listed; i++) {
-    const float* row = w + rows[i] * stride;
-    const V value = splat(x[i]);
-    for (int j = 0; j < Count; j++) total[j] += value * load(row + at[j]);
+  for (int64_t t = 0; t < taps; t++) {
+    const PixelList list = lists[t];
+    for (int64_t i = 0; i < list.count; i++) {
+      const float* row = list.w + list.rows[i] * stride;
+      const V value = splat(list.x[i]);
+#pragma GCC unroll 8
+      for (int j = 0; j < Count; j++) total[j] += value * load(row + at[j]);
+    }
   }
+#pragma GCC unroll 8
   for (int j = 0; j < Count; j++) store(sums + at[j], total[j]);
 }
+
+using AddListed = void (*)(const PixelList*, int64_t, int64_t, const int64_t*, float*);
+constexpr AddListed kAddListed[kSparseVectors] = {add_listed<1>, add_listed<2>, add_listed<3>, add_listed<4>,
+                                                  add_listed<5>, add_listed<6>, add_listed<7>, add_listed<8>};
+
+// What is not 0 of all pixels of a batch (a NaN is not). Those of chunk c of a pixel stand from its ends[c - 1] on.
+struct PixelLists {
+  float* x;         // [batch][plane][G]
+  int32_t* rows;    // the same
+  int32_t* counts;  // [batch][plane][C]
+};
 
 struct SparseConvTile {
   const ConvCall* call;
@@ -35,9 +60,9 @@ struct SparseConvTile {
   float* offset;                // the same: bias + offset
   uint32_t* alive;              // [positions][vectors], a bit per lane
   int64_t* open;                // [positions], how many outputs are undecided
-  float* x;                     // [groups of the largest chunk * T], the listed inputs of a position
-  int32_t* rows;                // and their rows of weights
-  int32_t* taps;                // [T], offset into a channel's plane, or -1 for padding
+  const PixelLists* pixels_of;
+  PixelList* lists;  // [T], of a position: the taps that read no padding
+  int64_t tap_count;
 
   int64_t vectors() const { return width / kLanes; }
   int64_t plane() const { return call->height * call->width; }
@@ -63,37 +88,29 @@ struct SparseConvTile {
     }
   }
 
-  // Where every tap of a position is read.
-  void locate(int64_t position) {
+  // Finds the lists of a position for one chunk; returns how many inputs they hold.
+  int64_t locate(int64_t position, int64_t chunk) {
     const ConvCall& c = *call;
+    const Staged& p = c.staged;
     const int64_t top = position / c.out_width * c.stride_h - c.pad_top;
     const int64_t left = position % c.out_width * c.stride_w - c.pad_left;
-    for (int64_t t = 0; t < c.staged.taps; t++) {
-      const int64_t y = top + t / c.kernel_w * c.dilation_h, at = left + t % c.kernel_w * c.dilation_w;
-      const bool inside = y >= 0 && y < c.height && at >= 0 && at < c.width;
-      taps[t] = inside ? static_cast<int32_t>(y * c.width + at) : -1;
-    }
-  }
-
-  // Lists what is not 0 (a NaN is not) of the groups begin .. end of the reduction.
-  int64_t list(int64_t begin, int64_t end) {
-    const Staged& p = call->staged;
+    const int64_t begin = chunk ? p.ends[chunk - 1] : 0;
     int64_t listed = 0;
-    for (int64_t g = begin; g < end; g++) {
-      const float* channel = call->x + (image * p.groups + p.order[g]) * plane();
-      for (int64_t t = 0; t < p.taps; t++) {
-        if (taps[t] < 0) continue;
-        const float value = channel[taps[t]];
-        x[listed] = value;
-        rows[listed] = static_cast<int32_t>(g * p.taps + t);
-        listed += !(value == 0.0f);
-      }
+    tap_count = 0;
+    for (int64_t t = 0; t < p.taps; t++) {
+      const int64_t y = top + t / c.kernel_w * c.dilation_h, at = left + t % c.kernel_w * c.dilation_w;
+      if (y < 0 || y >= c.height || at < 0 || at >= c.width) continue;
+      const int64_t pixel = image * plane() + y * c.width + at, start = pixel * p.groups + begin;
+      const int64_t count = pixels_of->counts[pixel * p.chunks + chunk];
+      if (!count) continue;
+      lists[tap_count++] = {p.head + t * p.outputs, pixels_of->x + start, pixels_of->rows + start, count};
+      listed += count;
     }
     return listed;
   }
 
   // Adds what is listed to the vectors of outputs of position i with a lane alive.
-  void add(int64_t i, int64_t listed) {
+  void add(int64_t i) {
     const Staged& p = call->staged;
     float* to = sums + i * width;
     const uint32_t* lanes_alive = alive + i * vectors();
@@ -104,15 +121,18 @@ struct SparseConvTile {
       if (!lanes_alive[v]) continue;
       at[held++] = v * kLanes;
       if (held < kSparseVectors) continue;
-      add_listed<kSparseVectors>(p.head, p.outputs, rows, x, listed, at, to);
+      kAddListed[held - 1](lists, tap_count, p.outputs, at, to);
       held = 0;
     }
-    if (held == 3) add_listed<3>(p.head, p.outputs, rows, x, listed, at, to);
-    if (held == 2) add_listed<2>(p.head, p.outputs, rows, x, listed, at, to);
-    if (held == 1) add_listed<1>(p.head, p.outputs, rows, x, listed, at, to);
+    if (held) kAddListed[held - 1](lists, tap_count, p.outputs, at, to);
     if (whole == vectors() || !lanes_alive[whole]) return;
     V total = load(to + whole * kLanes);  // the last outputs, fewer than a vector
-    for (int64_t l = 0; l < listed; l++) total += splat(x[l]) * of_outputs(p.head + rows[l] * p.outputs, whole);
+    for (int64_t t = 0; t < tap_count; t++) {
+      const PixelList& list = lists[t];
+      for (int64_t l = 0; l < list.count; l++) {
+        total += splat(list.x[l]) * of_outputs(list.w + list.rows[l] * p.outputs, whole);
+      }
+    }
     store(to + whole * kLanes, total);
   }
 
@@ -149,14 +169,15 @@ struct SparseConvPlan {
   const ConvCall* call;
   const Env* env;
   int64_t tiles;    // of one image
-  int64_t most;     // groups of the largest chunk * T
   int64_t* counts;  // [tasks][S + C]
+  PixelLists lists;
   std::atomic<bool> failed{false};
 
   bool run(int64_t image, int64_t first, int64_t* result) {
     const Staged& p = call->staged;
     SparseConvTile tile = {};
     tile.call = call;
+    tile.pixels_of = &lists;
     tile.image = image;
     tile.first = first;
     tile.count = min_of(kSparsePositions, tile.pixels() - first);
@@ -167,10 +188,7 @@ struct SparseConvPlan {
       tile.offset = carver.take<float>(tile.count * tile.width);
       tile.alive = carver.take<uint32_t>(tile.count * tile.vectors());
       tile.open = carver.take<int64_t>(tile.count);
-      // What is looked at is written down before it is known to be kept: one entry more.
-      tile.x = carver.take<float>(most + 1);
-      tile.rows = carver.take<int32_t>(most + 1);
-      tile.taps = carver.take<int32_t>(p.taps);
+      tile.lists = carver.take<PixelList>(p.taps);
       return carver.used();
     };
     Lease scratch(*env->per_task, layout(nullptr));
@@ -181,10 +199,8 @@ struct SparseConvPlan {
     for (int64_t chunk = 0; chunk < p.chunks; chunk++) {
       for (int64_t i = 0; i < tile.count; i++) {
         if (!tile.open[i]) continue;
-        tile.locate(first + i);
-        const int64_t listed = tile.list(chunk ? p.ends[chunk - 1] : 0, p.ends[chunk]);
-        result[checks + chunk] += listed * tile.open[i];
-        tile.add(i, listed);
+        result[checks + chunk] += tile.locate(first + i, chunk) * tile.open[i];
+        tile.add(i);
         if (chunk == checks) continue;
         tile.test(i, chunk);
         result[chunk] += tile.open[i];
@@ -192,6 +208,32 @@ struct SparseConvPlan {
     }
     tile.flush();
     return true;
+  }
+
+  // Lists one image.
+  static void list_task(void* user, size_t index) {
+    const SparseConvPlan& plan = *static_cast<const SparseConvPlan*>(user);
+    const Staged& p = plan.call->staged;
+    const int64_t plane = plan.call->height * plan.call->width, image = static_cast<int64_t>(index);
+    const float* from = plan.call->x + image * p.groups * plane;
+    float* x = plan.lists.x + image * plane * p.groups;
+    int32_t* rows = plan.lists.rows + image * plane * p.groups;
+    int32_t* counts = plan.lists.counts + image * plane * p.chunks;
+    memset(counts, 0, static_cast<size_t>(plane * p.chunks) * sizeof(int32_t));
+    int64_t begin = 0;
+    for (int64_t chunk = 0; chunk < p.chunks; begin = p.ends[chunk++]) {
+      for (int64_t g = begin; g < p.ends[chunk]; g++) {
+        const float* channel = from + p.order[g] * plane;
+        for (int64_t pixel = 0; pixel < plane; pixel++) {
+          // What is looked at is written down before it is known to be kept: there is room for all.
+          int32_t* count = counts + pixel * p.chunks + chunk;
+          const int64_t at = pixel * p.groups + begin + *count;
+          x[at] = channel[pixel];
+          rows[at] = static_cast<int32_t>(g * p.taps);
+          *count += !(channel[pixel] == 0.0f);
+        }
+      }
+    }
   }
 
   static void task(void* user, size_t index) {
@@ -209,12 +251,21 @@ static bool sparse_conv(const ConvCall& call, const Env& env) {
   plan.call = &call;
   plan.env = &env;
   plan.tiles = blocks_of(call.out_height * call.out_width, kSparsePositions);
-  plan.most = largest_chunk(p) * p.taps;
   const int64_t tasks = plan.tiles * call.batch, counts = 2 * p.chunks - 1;
-  Lease scratch(*env.per_call, static_cast<size_t>(tasks * counts) * sizeof(int64_t));
+  const int64_t pixels = call.batch * call.height * call.width;
+  const auto layout = [&](char* base) {
+    Carver carver(base);
+    plan.counts = carver.take<int64_t>(tasks * counts);
+    plan.lists.x = carver.take<float>(pixels * p.groups);
+    plan.lists.rows = carver.take<int32_t>(pixels * p.groups);
+    plan.lists.counts = carver.take<int32_t>(pixels * p.chunks);
+    return carver.used();
+  };
+  Lease scratch(*env.per_call, layout(nullptr));
   if (!scratch.data()) return false;
-  plan.counts = reinterpret_cast<int64_t*>(scratch.data());
-  const bool ran = env.parallel(env.context, static_cast<size_t>(tasks), SparseConvPlan::task, &plan);
+  layout(scratch.data());
+  const bool ran = env.parallel(env.context, static_cast<size_t>(call.batch), SparseConvPlan::list_task, &plan) &&
+                   env.parallel(env.context, static_cast<size_t>(tasks), SparseConvPlan::task, &plan);
   add_up(plan.counts, ran ? tasks : 0, counts, call.survivors);
   return ran && !plan.failed;
 }
