@@ -272,7 +272,8 @@ def report(
     """
     if threads < 1:
         raise UsageError("threads: must be at least 1")
-    from exprune_cli.measure import check_interface, latency
+    from exprune_cli.latency import latency
+    from exprune_cli.measure import check_interface
     from exprune_cli.measure import measure as run_measure
     from exprune_cli.model import load
     from exprune_cli.recheck import check_certificate

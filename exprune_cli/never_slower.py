@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from exprune_cli.errors import ExpruneError
-from exprune_cli.measure import latency
+from exprune_cli.latency import latency
 from exprune_cli.model import Model
 from exprune_cli.planning.chunks import plan_saving
 from exprune_cli.planning.relu import dense

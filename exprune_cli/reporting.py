@@ -35,8 +35,9 @@ from exprune_cli.staged_nodes import staged_view
 from exprune_cli.static import static_shapes, zero_feeds
 
 if TYPE_CHECKING:
+    from exprune_cli.latency import Latency
     from exprune_cli.match import Matches
-    from exprune_cli.measure import Latency, Measurement
+    from exprune_cli.measure import Measurement
 from exprune_cli.model import Model
 
 __all__ = [

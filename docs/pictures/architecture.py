@@ -23,7 +23,7 @@ PARTS = {
     "certify": ("certify",),
     "report": ("reporting", "outlook", "recheck"),
     "output": ("render", "notebook", "advice", "next_step", "page"),
-    "measure": ("measure", "counting", "timing", "metrics"),
+    "measure": ("measure", "latency", "counting", "timing", "metrics"),
     "observe": ("observe", "observe_blocks", "calibration", "sampling"),
     "match": ("match", "top_k"),
     "plan": ("planning",),

@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
-from exprune_cli import measure as module
+from exprune_cli import latency as module
 from exprune_cli.errors import ExpruneError
-from exprune_cli.measure import check_interface, latency, measure
+from exprune_cli.latency import latency
+from exprune_cli.measure import check_interface, measure
 from exprune_cli.sessions import open_session
 from tests.models import build, cnn, mlp, run
 from tests.report.staged import Samples, staged_model

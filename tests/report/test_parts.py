@@ -11,7 +11,8 @@ from exprune_cli import api
 from exprune_cli.advice import refusal_groups
 from exprune_cli.distribution import histogram, spread
 from exprune_cli.flops import estimate_flops, spent_flops
-from exprune_cli.measure import latency, measure
+from exprune_cli.latency import latency
+from exprune_cli.measure import measure
 from exprune_cli.model import load
 from exprune_cli.record import SiteRecord, read_record
 from exprune_cli.report_data import SiteReport

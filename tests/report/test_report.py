@@ -15,7 +15,8 @@ import jsonschema
 import pytest
 
 from exprune_cli import render
-from exprune_cli.measure import Latency, Measurement
+from exprune_cli.latency import Latency
+from exprune_cli.measure import Measurement
 from exprune_cli.model import load
 from exprune_cli.record import read_record, write_record
 from exprune_cli.report_data import (
