@@ -121,6 +121,22 @@ BLOCK_LAYER = dataclasses.replace(
     ),
 )
 
+#: ``squared``: of what is expected of each output, as far as positive. ``limit_out``: the limits of blocks.
+EXPECTED_SQUARED = """
+    scale_row = Gather (scale, at)
+    scale_out = Reshape (scale_row, per_output)
+    shift_row = Gather (shift, at)
+    shift_out = Reshape (shift_row, per_output)
+    limit_row = Gather (limit, at)
+    limit_out = Reshape (limit_row, limit_shape)
+    scaled = Mul (scale_out, partial)
+    with_offset = Add (scaled, off)
+    estimate = Add (with_offset, shift_out)
+    below = Less (estimate, zero)
+    above = Where (below, zero, estimate)
+    squared = Mul (above, above)
+"""
+
 #: Prune a block where the sum over it of ``max(scale * partial + off + shift, 0)^2`` is below its limit.
 #: Positions are taken row by row and filled up with zeros to whole blocks; the sum is a product with ones.
 BLOCKS = Test(
@@ -147,19 +163,8 @@ BLOCKS = Test(
   ones = ConstantOfShape <value: tensor = float[1] {{1}}> (ones_shape)
   limit_shape = Concat <axis = 0> (flat, index_1, index_1)
 """,
-    check="""
-    scale_row = Gather (scale, at)
-    scale_out = Reshape (scale_row, per_output)
-    shift_row = Gather (shift, at)
-    shift_out = Reshape (shift_row, per_output)
-    limit_row = Gather (limit, at)
-    limit_out = Reshape (limit_row, limit_shape)
-    scaled = Mul (scale_out, partial)
-    with_offset = Add (scaled, off)
-    estimate = Add (with_offset, shift_out)
-    below = Less (estimate, zero)
-    above = Where (below, zero, estimate)
-    squared = Mul (above, above)
+    check=EXPECTED_SQUARED
+    + """
     squared_row = Reshape (squared, as_row)
     squared_filled = Concat <axis = 2> (squared_row, fill)
     squared_blocks = Reshape (squared_filled, as_blocks)
@@ -248,19 +253,8 @@ PANEL_TEST = Test(
   ones = ConstantOfShape <value: tensor = float[1] {{1}}> (ones_shape)
   limit_shape = Concat <axis = 0> (flat, index_1, index_1)
 """,
-    check="""
-    scale_row = Gather (scale, at)
-    scale_out = Reshape (scale_row, per_output)
-    shift_row = Gather (shift, at)
-    shift_out = Reshape (shift_row, per_output)
-    limit_row = Gather (limit, at)
-    limit_out = Reshape (limit_row, limit_shape)
-    scaled = Mul (scale_out, partial)
-    with_offset = Add (scaled, off)
-    estimate = Add (with_offset, shift_out)
-    below = Less (estimate, zero)
-    above = Where (below, zero, estimate)
-    squared = Mul (above, above)
+    check=EXPECTED_SQUARED
+    + """
     squared_outputs = Reshape (squared, as_outputs)
     squared_ordered = Gather <axis = 1> (squared_outputs, channels)
     squared_filled = Concat <axis = 1> (squared_ordered, fill)

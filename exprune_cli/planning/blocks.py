@@ -79,12 +79,7 @@ def plan_blocks(
     saved = [LEAST_SAVING] * len(budgets)
     lost_by_length = {length: _by_block(energy, length) for length in lengths}
     for end, partial in zip(ends, statistics.partial, strict=True):
-        fit = fit_outputs(partial, statistics.final)
-        scale, shift = fit.slope, fit.intercept + SLACK * fit.sigma
-        above = partial * scale[:, None].astype(np.float32)
-        above += (statistics.offset + shift[:, None]).astype(np.float32)
-        np.maximum(above, 0, out=above)
-        above *= above
+        scale, shift, above = element_scores(partial, statistics)
         for length in lengths:
             score = _by_block(above, length).ravel()
             lost = lost_by_length[length].ravel()
@@ -121,13 +116,26 @@ def plan_blocks(
     return best
 
 
+def element_scores(
+    partial: np.ndarray, statistics: BlockStatistics
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``scale`` and ``shift`` per output ``[N]``, and every element's score ``[I, N, P]``, given its partial sum."""
+    fit = _fit_outputs(partial, statistics.final)
+    scale, shift = fit.slope, fit.intercept + SLACK * fit.sigma
+    above = partial * scale[:, None].astype(np.float32)
+    above += (statistics.offset + shift[:, None]).astype(np.float32)
+    np.maximum(above, 0, out=above)
+    above *= above
+    return scale, shift, above
+
+
 def above_limit(score: float) -> np.float32:
     """The least limit that a score is below."""
     higher: np.float32 = np.nextafter(np.float32(score), np.float32(np.inf))
     return max(higher, np.finfo(np.float32).tiny)
 
 
-def fit_outputs(partial: np.ndarray, final: np.ndarray) -> calibrated.Fit:
+def _fit_outputs(partial: np.ndarray, final: np.ndarray) -> calibrated.Fit:
     """The regression per output, ``[I, N, P]`` both."""
     rows = [values.transpose(0, 2, 1).reshape(-1, values.shape[1]) for values in (partial, final)]
     return calibrated.fit(*rows)

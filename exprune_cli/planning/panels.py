@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from exprune_cli.observe_blocks import BlockStatistics
-from exprune_cli.planning.blocks import LEAST_SAVING, SLACK, above_limit, can_be_blocks, fit_outputs
+from exprune_cli.planning.blocks import LEAST_SAVING, above_limit, can_be_blocks, element_scores
 from exprune_cli.sites import Site, SitePlan
 
 #: Output channels of a panel.
@@ -65,12 +65,7 @@ def plan_panels(
     best = [exact_panel_plan(site) for _ in budgets]
     saved = [LEAST_SAVING] * len(budgets)
     for end, partial in zip(ends, statistics.partial, strict=True):
-        fit = fit_outputs(partial, statistics.final)
-        scale, shift = fit.slope, fit.intercept + SLACK * fit.sigma
-        above = partial * scale[:, None].astype(np.float32)
-        above += (statistics.offset + shift[:, None]).astype(np.float32)
-        np.maximum(above, 0, out=above)
-        above *= above
+        scale, shift, above = element_scores(partial, statistics)
         channels = collect(above, seed)
         score, lost = (_by_panel(values[:, channels]).ravel() for values in (above, energy))
         rank = np.argsort(score, kind="stable")
