@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import exprune_cli
+from exprune_cli.errors import GateError
 
 MODELS = Path(__file__).resolve().parent.parent / "sample_models"
 
@@ -32,7 +33,12 @@ def row(name: str, test: str, max_drop: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
         staged = Path(folder) / "staged.onnx"
         start = time.perf_counter()
-        exprune_cli.optimize(model, staged, data=calibration, objective="flops", test=test, max_drop=max_drop)
+        try:
+            exprune_cli.optimize(
+                model, staged, data=calibration, objective="flops", test=test, max_drop=max_drop
+            )
+        except GateError as error:
+            return f"| {name} | {test} | refused: {error} |"
         seconds = time.perf_counter() - start
         report = exprune_cli.report(staged, baseline=model, data=held_out)
     totals, fidelity = report.totals, report.fidelity
