@@ -79,7 +79,7 @@ def _plans(
     if sums is None:
         return [dataclasses.replace(exact, alternatives=tuple(others))] * len(budgets)
     plans = plan_blocks(site, order, ends, sums, budgets)
-    if not can_be_panels(site):
+    if not others:
         return plans
     panels = plan_panels(site, order, ends, sums, budgets, seed)
     return [

@@ -9,11 +9,10 @@ import onnx
 from exprune_cli.functions import function_proto
 from exprune_cli.graph import ModelGraph
 from exprune_cli.model import Model
-from exprune_cli.planning.panels import PANEL
 from exprune_cli.planning.quantized import extra_bytes
 from exprune_cli.record import SiteRecord
 from exprune_cli.rules import RULES
-from exprune_cli.sites import Refusal, Site, SitePlan
+from exprune_cli.sites import PANEL, Refusal, Site, SitePlan
 from exprune_cli.staged_nodes import DOMAIN
 
 

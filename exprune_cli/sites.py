@@ -22,6 +22,8 @@ import numpy as np
 #: How a site's result is used: ``relu`` zeroes it below 0, ``argmax`` keeps one index, ``top_k`` k scores,
 #: ``sparse`` is a linear op whose *input* is full of a ReLU's zeros.
 KINDS = ("relu", "argmax", "top_k", "sparse")
+#: Output channels of a Conv that share a panel.
+PANEL = 16
 
 #: The tests of the command line, in the order of ``--test``.
 TESTS = ("bound", "stats", "threshold", "calibrated")

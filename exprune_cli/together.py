@@ -46,6 +46,8 @@ def keep_together(
         for site in sites
         if site.conv and plans[site.name].staged and site.name in timings
     }
+    if not won:
+        return dict(plans)
     dropped = {
         site.name: dense(site, f"faster alone ({won[site.name]:.2f}x), but not in the whole model")
         for site in sites
@@ -55,7 +57,7 @@ def keep_together(
     tried: set[frozenset[str]] = set()
     for least in TOGETHER:
         left = {name: plan for name, plan in dropped.items() if won[name] < least}
-        if frozenset(left) in tried or not won:
+        if frozenset(left) in tried:
             continue
         tried.add(frozenset(left))
         candidate = {**plans, **left}

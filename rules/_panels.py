@@ -7,10 +7,8 @@ import onnx_graphsurgeon as gs
 from exprune_cli.rules._stage import insert, relu_inputs, test_inputs
 
 from exprune_cli.graph import ModelGraph
-from exprune_cli.sites import Site, SitePlan
+from exprune_cli.sites import PANEL, Site, SitePlan
 
-#: Output channels of a panel.
-PANEL = 16
 #: Inputs of the test, in the op's order, before ``channels``.
 PARAMETERS = ("scale", "shift", "limit")
 

@@ -14,10 +14,8 @@ import numpy as np
 
 from exprune_cli.observe_blocks import BlockStatistics
 from exprune_cli.planning.blocks import LEAST_SAVING, above_limit, can_be_blocks, element_scores
-from exprune_cli.sites import Site, SitePlan
+from exprune_cli.sites import PANEL, Site, SitePlan
 
-#: Output channels of a panel.
-PANEL = 16
 #: Work on a position of a list against one in a rectangle.
 _LIST_COST = 1.1
 #: Positions that channels are collected by, and the share of panels that may count as low.
