@@ -18,7 +18,7 @@ TARGET = ROOT / "docs" / "contribute" / "architecture.svg"
 PARTS = {
     "commands": ("__main__", "cli", "commands", "integrations"),
     "Python API": ("api", "arguments", "results", "gates"),
-    "pipeline": ("pipeline", "never_slower", "block_plans", "together", "labels"),
+    "pipeline": ("pipeline", "choice", "never_slower", "block_plans", "together", "labels"),
     "search": ("search", "sensitivity"),
     "certify": ("certify",),
     "report": ("reporting", "outlook", "recheck"),

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from exprune_cli import never_slower
+from exprune_cli.choice import Job, faster
 from exprune_cli.match import match
 from exprune_cli.model import load
-from exprune_cli.pipeline import _faster, _Job, optimize_model
+from exprune_cli.pipeline import optimize_model
 from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.planning.relu import dense
 from exprune_cli.random_feeds import random_feeds
@@ -182,9 +183,9 @@ def test_settled_sites_stay_what_they_became():
     model = head()
     matches = match(model)
     (site,) = matches.sites
-    job = _Job(model, matches, None, None, None, latency=True)
+    job = Job(model, matches, None, None, None, latency=True)
     job.settled = {site.name: dense(site, "slower here")}
-    assert _faster(job, {site.name: plan_quantized(site)})[site.name] is job.settled[site.name]
+    assert faster(job, {site.name: plan_quantized(site)})[site.name] is job.settled[site.name]
 
 
 def test_sizes_of_one_name_are_equal_in_random_inputs():
