@@ -21,7 +21,7 @@ from exprune_cli.commands.common import with_verbosity
 from exprune_cli.commands.completion import completion
 from exprune_cli.commands.optimize import optimize
 from exprune_cli.commands.report import report
-from exprune_cli.errors import ExpruneError
+from exprune_cli.errors import ExpruneError, GateError
 from exprune_cli.interrupts import Terminated, tidy_endings
 
 _INTERNAL_ERROR = 3
@@ -86,7 +86,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
     except ExpruneError as error:
-        return _fail(str(error), error.exit_code, error)
+        code = _fail(error.command_line, error.exit_code, error)
+        if isinstance(error, GateError) and error.next_command is not None:
+            _say(f"next: {error.next_command}")
+        return code
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", _INTERRUPTED)
     except Terminated:
@@ -129,8 +132,12 @@ def _show_warnings() -> None:
 def _fail(message: str, code: int, error: BaseException | None = None) -> int:
     if error is not None and os.environ.get("EXPRUNE_DEBUG"):
         traceback.print_exception(error)
+    _say(f"exprune: error: {' '.join(message.split())}")
+    return code
+
+
+def _say(line: str) -> None:
     from exprune_cli.render import printable, write_line
 
     # Messages quote names from files.
-    write_line(f"exprune: error: {printable(' '.join(message.split()))}", sys.stderr)
-    return code
+    write_line(printable(line), sys.stderr)

@@ -80,7 +80,9 @@ def _feeds_that_run(model: Model, feeds: list[Feeds] | None) -> list[Feeds] | No
     try:
         run(open_session(model.proto), feeds[0], "random inputs", seconds=_TRIAL_SECONDS)
     except ExpruneError as error:
-        _LOG.warning("nothing was timed: %s; give samples with --data to have it measured", error)
+        _LOG.warning(
+            "nothing was timed: %s; give samples with --data to have it measured", error.command_line
+        )
         return None
     return feeds
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SEARCH_SAMPLES = 3000
 #: Metrics whose scores are in [0, 1]: what the p-value needs.
 _BOUNDED = ("accuracy", "agreement")
+#: Drops that are proposed where a smaller one cannot be certified.
+_DROPS = tuple(step * 10.0**power for power in (-4, -3, -2) for step in (1, 2, 5)) + (0.1, 0.2, 0.5)
 
 Plans = Mapping[str, SitePlan]
 
@@ -60,30 +62,51 @@ class Gate:
             samples: How many were held out.
             drops: What was measured on them.
         """
+        limits = [drop.upper for drop in drops if math.isfinite(drop.upper)]
+        least = min(limits, default=math.nan)
+        drop = self._next_drop(samples, least)
+        remedy = (
+            {"max_drop": drop}
+            if drop
+            else {"test": "bound", "max_drop": None, "confidence": None, "metric": None}
+        )
         if self.confidence is not None:
             needed = samples_needed(self.max_drop, self.confidence)
-            promise = f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g}"
+            problem = f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g}"
             if samples < needed:
                 return GateError(
-                    f"{promise} from {samples} held-out samples, at least {needed} are needed: give about "
-                    f"{-(-needed * 4 // 3)} in --data, a quarter of which calibrates"
+                    f"{problem} from {samples} held-out samples, at least {needed} are needed: give about "
+                    f"{-(-needed * 4 // 3)} in --data, a quarter of which calibrates",
+                    remedy,
                 )
-            return GateError(f"{promise} on {samples} held-out samples: {self._way_out(drops)}")
-        return GateError(
-            f"no staging keeps the drop within {self.max_drop:g} on {samples} held-out samples "
-            f"(upper limit at {VERIFY_LEVEL:.0%}): {self._way_out(drops)}"
-        )
+            problem += f" on {samples} held-out samples"
+        else:
+            problem = (
+                f"no staging keeps the drop within {self.max_drop:g} on {samples} held-out samples "
+                f"(upper limit at {VERIFY_LEVEL:.0%})"
+            )
+        way_out = "allow a larger --max-drop or give more samples"
+        if drop and least > self.max_drop:
+            way_out = f"the safest plan that was tried reaches {least:.2g}: try --max-drop {drop:g} or give more samples"
+        return GateError(f"{problem}: {way_out}", remedy)
 
-    def _way_out(self, drops: Sequence[Drop]) -> str:
-        limits = [drop.upper for drop in drops if math.isfinite(drop.upper)]
-        if not limits or min(limits) <= self.max_drop:
-            return "allow a larger --max-drop or give more samples"
-        least = min(limits)
-        step = 10.0 ** (math.floor(math.log10(least)) - 1)
-        return (
-            f"the safest plan that was tried reaches {least:.2g}: try --max-drop {math.ceil(least / step) * step:.2g} "
-            "or give more samples"
-        )
+    def _next_drop(self, samples: int, least: float) -> float | None:
+        """A drop that may pass: one that the safest plan has reached and that so many samples can certify."""
+        found = [_rounded_up(least)] if least > self.max_drop else []
+        if self.confidence is not None or (not found and math.isfinite(least)):
+            larger = [drop for drop in _DROPS if drop > self.max_drop]
+            level = self.confidence
+            possible = [d for d in larger if level is None or samples_needed(d, level) <= samples]
+            if not possible:
+                return None
+            found.append(possible[0])
+        return max(found, default=None)
+
+
+def _rounded_up(value: float) -> float:
+    """A positive number, to two digits."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / step) * step:.2g}")
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from exprune_cli.errors import GateError
     from exprune_cli.next_step import NextStep
     from exprune_cli.report_data import Report
 
@@ -78,6 +79,36 @@ def explain(report: Report) -> None:
 
     for site in report.sites:
         _LOG.info("%s", site_sentence(site))
+
+
+def next_after(error: GateError) -> None:
+    """Says in an error what to run next, unless only results are wanted: the same command, remedied."""
+    if error.remedy and not quiet():
+        error.next_command = again(click.get_current_context(), error.remedy)
+
+
+def again(context: click.Context, changes: Mapping[str, object]) -> str:
+    """The running command, as a shell takes it, with some options changed or, where they are None, left out."""
+    from exprune_cli.next_step import command_line
+
+    words = ["exprune", str(context.info_name)]
+    options: list[str] = []
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+        value = changes.get(name, context.params.get(name) if given else None)
+        if value is None or value is False:
+            continue
+        several: list[object] = list(value) if isinstance(value, (list, tuple)) else [value]
+        if isinstance(parameter, click.Argument):
+            words += [str(each) for each in several]
+        for each in several if isinstance(parameter, click.Option) else ():
+            options += [parameter.opts[-1]] + ([] if each is True else [_plain(each)])
+    return command_line(*words, *options)
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def print_next(step: NextStep) -> None:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exprune_cli.commands.common import explain, print_next, quiet, with_custom_ops, with_verbosity
+from exprune_cli.commands.common import (
+    explain,
+    next_after,
+    print_next,
+    quiet,
+    with_custom_ops,
+    with_verbosity,
+)
+from exprune_cli.errors import GateError
 
 if TYPE_CHECKING:
     from exprune_cli.api import Objective, Test
@@ -94,26 +102,30 @@ def optimize(
     from exprune_cli.next_step import after_optimize
     from exprune_cli.progress import Progress
 
-    with Progress(False if quiet() else None) as progress:
-        done = api.optimize(
-            input,
-            output,
-            calibration=calibration,
-            data=data,
-            test=test,
-            objective=objective,
-            max_drop=max_drop,
-            confidence=confidence,
-            metric=metric,
-            exclude=exclude,
-            top_k=top_k,
-            batch=batch,
-            measure=not no_measure,
-            custom_ops=custom_ops,
-            dry_run=dry_run,
-            allow_random=allow_random,
-            progress=progress,
-        )
+    try:
+        with Progress(False if quiet() else None) as progress:
+            done = api.optimize(
+                input,
+                output,
+                calibration=calibration,
+                data=data,
+                test=test,
+                objective=objective,
+                max_drop=max_drop,
+                confidence=confidence,
+                metric=metric,
+                exclude=exclude,
+                top_k=top_k,
+                batch=batch,
+                measure=not no_measure,
+                custom_ops=custom_ops,
+                dry_run=dry_run,
+                allow_random=allow_random,
+                progress=progress,
+            )
+    except GateError as error:
+        next_after(error)
+        raise
     explain(done.report)
     if format == "json":
         written = str(done.output) if done.output is not None else None

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from exprune_cli.commands.common import explain, quiet, with_custom_ops, with_verbosity
-from exprune_cli.errors import ExpruneError
+from exprune_cli.errors import ExpruneError, GateError
 
 
 def _print_schema(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -110,7 +110,13 @@ def report(
         render.write_line(text.rstrip("\n"))
     else:
         _write(text, output)
-    bounds.check(done)
+    try:
+        bounds.check(done)
+    except GateError as error:
+        # A printed table ends with it.
+        if not quiet() and (format != "table" or output is not None):
+            error.next_command = after_report(done, page=format == "html").command
+        raise
 
 
 def _write(text: str, output: str) -> None:

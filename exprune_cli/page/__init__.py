@@ -12,10 +12,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from exprune_cli.next_step import after_report
 from exprune_cli.page import charts
@@ -49,7 +50,7 @@ def to_html(report: Report) -> str:
     assert loader is not None
     style = _compact(loader.get_source(environment, "report.css")[0])
     script = loader.get_source(environment, "report.js")[0].strip()
-    environment.filters |= {"plural": plural, "percent": percent}
+    environment.filters |= {"plural": plural, "percent": percent, "options": _options}
     page = environment.get_template("report.html").render(
         r=plain,
         v=lambda pointer, form, css="": _value(plain, pointer, form, css),
@@ -78,6 +79,14 @@ def _value(plain: object, pointer: str, form: str, css: str) -> Markup:
     return Markup('<span class="{}" data-json="{}" data-format="{}">{}</span>').format(
         f"v {css}".strip(), pointer, form, text
     )
+
+
+def _options(text: str) -> Markup:
+    """A sentence with its options marked as code, which does not break within one."""
+    parts = re.split(r"(?<![\w-])(--[a-z][a-z-]*(?: [A-Z]+\b)?)", text)
+    marked = [Markup('<code class="option">{}</code>').format(part) for part in parts[1::2]]
+    plain = [escape(part) for part in parts[::2]]
+    return Markup("").join(piece for pair in zip_longest(plain, marked, fillvalue="") for piece in pair)
 
 
 def _policy(style: str, script: str) -> str:

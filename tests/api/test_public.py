@@ -12,6 +12,7 @@ import pytest
 
 import exprune_cli
 from exprune_cli import api, results
+from exprune_cli.errors import ExpruneError
 
 
 def test_every_public_name_is_there_once() -> None:
@@ -39,3 +40,21 @@ def test_importing_costs_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("try --max-drop 0.02 or give more", "try max_drop=0.02 or give more"),
+        ("--max-drop needs --data: samples", "max_drop needs data: samples"),
+        ("--top-k logits=5: give OUTPUT=K", "top_k logits=5: give OUTPUT=K"),
+        ("leave --no-measure out", "leave measure=False out"),
+        ("below --min-speedup 1e+06 (", "below min_speedup=1e+06 ("),
+        ("my--data.onnx: no such file", "my--data.onnx: no such file"),
+    ],
+)
+def test_messages_name_parameters_in_python_and_options_on_the_command_line(
+    message: str, expected: str
+) -> None:
+    error = ExpruneError(message)
+    assert (str(error), error.command_line) == (expected, message)

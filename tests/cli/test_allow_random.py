@@ -19,7 +19,7 @@ def test_never_unless_asked_for(folder: Path, run: Run) -> None:
     assert outcome.code == 2 and "--data" in outcome.err and not (folder / "mlp.calib").exists()
     report = json.loads(run("optimize", "mlp.onnx", "o.onnx", "--no-measure", "--format", "json").out)
     assert report["origin"]["calibration"] is None and not report["origin"]["random_data"]
-    with pytest.raises(UsageError, match="--allow-random"):
+    with pytest.raises(UsageError, match="allow_random"):
         api.calibrate("mlp.onnx")
 
 

@@ -6,6 +6,7 @@ import importlib.resources
 import inspect
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -159,6 +160,35 @@ def test_gate_that_cannot_be_met(run: Run, folder: Path) -> None:
     outcome = run("optimize", "mlp.onnx", "o.onnx", *options[:-1], "0.01", "--confidence", "0.95")
     assert outcome.code == 1 and "cannot be certified" in outcome.err
     assert content(folder) == before
+
+
+def test_a_failed_gate_ends_with_a_command_that_passes(run: Run, folder: Path) -> None:
+    words = ("optimize", "mlp.onnx", "o.onnx", "--data", "data", "--objective", "flops", "--exclude", "a*")
+    outcome = run(*words, "--max-drop", "0.01", "--confidence", "0.95", "-v")
+    error, proposed = outcome.err.splitlines()[-2:]
+    assert outcome.code == 1 and outcome.out == "" and error.startswith("exprune: error: ")
+    # Six samples certify nothing: what is left is what needs no certificate.
+    assert proposed == (
+        "next: exprune optimize mlp.onnx o.onnx --data data --test bound --objective flops --exclude 'a*'"
+    )
+    assert run(*shlex.split(proposed)[2:]).code == 0
+    assert "next: " not in run(*words, "--max-drop", "0.01", "--confidence", "0.95", "-q").err
+    outcome = run(*words, "--max-drop", "0")
+    error, proposed = outcome.err.splitlines()
+    drop = re.search(r"try --max-drop (\S+) or", error)
+    assert drop and f"--max-drop {drop[1]} " in f"{proposed} "
+    again = run(*shlex.split(proposed)[2:])
+    assert again.code == 0 and "next: exprune report o.onnx" in again.out
+
+
+def test_a_gate_of_report_ends_with_a_command(run: Run, folder: Path) -> None:
+    assert run("optimize", "mlp.onnx", "o.onnx", "--objective", "flops", "--no-measure").code == 0
+    table = run("report", "o.onnx", "--min-staged", "9")
+    assert table.code == 1 and table.out.splitlines()[-1] == "next: exprune report o.onnx"
+    assert table.err.count("\n") == 1
+    as_json = run("report", "o.onnx", "--min-staged", "9", "--format", "json")
+    assert as_json.code == 1 and as_json.err.splitlines()[-1] == "next: exprune report o.onnx"
+    assert json.loads(as_json.out)["model"] == "o.onnx"
 
 
 def test_a_metric_of_the_users_own(run: Run, folder: Path) -> None:

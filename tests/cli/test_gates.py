@@ -90,7 +90,7 @@ def test_bounds_that_cannot_be_checked_are_usage_errors(
 def test_from_python(staged: str) -> None:
     report = exprune_cli.report(staged)
     report.check(min_staged=3)
-    with pytest.raises(exprune_cli.GateError, match="--min-staged 4"):
+    with pytest.raises(exprune_cli.GateError, match="min_staged=4"):
         report.check(min_staged=4)
 
 

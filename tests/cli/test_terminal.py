@@ -197,13 +197,18 @@ def test_a_gate_that_fails_says_what_would_pass(run: Run, folder: Path) -> None:
     np.savez("many/all.npz", x=x, label=label)
     words = ("optimize", "mlp.onnx", "o.onnx", "--data", "many", "--objective", "flops", "--max-drop")
     refused = run(*words, "0.0001")
-    assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
-    found = re.search(r"try --max-drop ([\d.e-]+) or give more samples$", refused.err.rstrip())
+    assert (refused.code, refused.out) == (1, "")
+    error, proposed = refused.err.splitlines()
+    found = re.search(r"try --max-drop ([\d.e-]+) or give more samples$", error)
     assert found is not None
-    assert run(*words, found[1]).code == 0
+    assert proposed.startswith("next: exprune ") and f" --max-drop {found[1]}" in proposed
+    assert run(*shlex.split(proposed)[2:]).code == 0
     refused = run(*words, "0.001", "--confidence", "0.95")
-    found = re.search(r"give about (\d+) in --data, a quarter of which calibrates$", refused.err.rstrip())
+    error, proposed = refused.err.splitlines()
+    found = re.search(r"give about (\d+) in --data, a quarter of which calibrates$", error)
     assert refused.code == 1 and found is not None and int(found[1]) > 3000
+    # So few samples can certify a larger drop.
+    assert "--max-drop 0.02 --confidence 0.95" in proposed
 
 
 def untouched(sites: int, expected: float | None = None, data: str | None = None, reason: str = "") -> Report:

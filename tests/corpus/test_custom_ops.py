@@ -119,5 +119,5 @@ def test_a_library_that_is_none(files: tuple[Path, Path], tmp_path: Path) -> Non
 
 def test_the_library_is_forgotten_after_the_call(files: tuple[Path, Path], library: Path) -> None:
     api.report(files[0], data=files[1], custom_ops=str(library))
-    with pytest.raises(ExpruneError, match="--custom-ops"):
+    with pytest.raises(ExpruneError, match="custom_ops"):
         api.report(files[0], data=files[1])

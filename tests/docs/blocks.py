@@ -3,7 +3,8 @@
 Every ``bash`` and ``python`` block of a page is run, in order, in one sandbox. A comment before a block changes that:
 
 - ``<!-- block: long -->``: its options are checked; it is run only with ``-m docs_full``,
-- ``<!-- block: fails N -->``: it has to end with exit code N.
+- ``<!-- block: fails N -->``: it has to end with exit code N,
+- ``<!-- block: needs MODULE -->``: it is run only where this Python module is installed.
 
 The README's blocks ``demo`` and ``tests`` are long too; the latter would run the tests from the tests.
 """
@@ -46,6 +47,7 @@ class Block:
         long: Whether it is run only when asked for.
         never: Whether it is never run from here.
         code: The exit code that it has to end with.
+        needs: The Python module without which it is not run.
     """
 
     page: str
@@ -55,6 +57,7 @@ class Block:
     long: bool
     never: bool
     code: int
+    needs: str | None
 
     @property
     def where(self) -> str:
@@ -67,7 +70,7 @@ def blocks(page: Path) -> Iterator[Block]:
     content = page.read_text(encoding="utf-8")
     for found in _BLOCK.finditer(content):
         mark = (found["mark"] or "").removeprefix("block: ")
-        fails = re.fullmatch(r"fails (\d+)", mark)
+        fails, needs = re.fullmatch(r"fails (\d+)", mark), re.fullmatch(r"needs (\w+)", mark)
         yield Block(
             page=str(page.relative_to(ROOT)),
             line=content.count("\n", 0, found.start("language")) + 1,
@@ -76,6 +79,7 @@ def blocks(page: Path) -> Iterator[Block]:
             long=mark in ("long", "demo", "tests"),
             never="pytest" in found["text"],
             code=int(fails[1]) if fails else 0,
+            needs=needs[1] if needs else None,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -62,6 +63,7 @@ def test_long_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def _run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, long: bool) -> None:
     to_run = [b for b in blocks(page) if b.language in LANGUAGES and not b.never and (long or not b.long)]
+    to_run = [b for b in to_run if b.needs is None or importlib.util.find_spec(b.needs) is not None]
     if not to_run:
         pytest.skip("no block to run")
     if not runtime_available():
@@ -74,10 +76,11 @@ def _run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, long
         monkeypatch.delenv("PYTHONPATH", raising=False)
     else:
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("PATH", os.pathsep.join([str(_commands(folder)), os.environ["PATH"]]))
+    own = folder / ".venv" / "bin"  # of pages that make an environment
+    monkeypatch.setenv("PATH", os.pathsep.join([str(own), str(_commands(folder)), os.environ["PATH"]]))
     assert main(["optimize", "model.onnx", "staged.onnx", "--no-measure", "-q"]) == 0
     for block in to_run:
-        code, output = _run(block)
+        code, output = _run(block, alone=long)
         assert code == block.code, f"{block.where} ended with {code}:\n{block.text}\n{output}"
 
 
@@ -98,13 +101,13 @@ def _commands(folder: Path) -> Path:
     return target
 
 
-def _run(block: Block) -> tuple[int, str]:
-    """Runs a block; plain calls of ``exprune`` in this process, which saves starting one for each."""
+def _run(block: Block, *, alone: bool) -> tuple[int, str]:
+    """Runs a block; if not ``alone``, plain calls of ``exprune`` in this process, which saves starting one for each."""
     if block.language == "python":
-        return _process([sys.executable, "-c", block.text])
+        return _process(["python", "-c", block.text])
     lines = [line for line in block.text.replace("\\\n", " ").splitlines() if line.strip()]
     plain = [shlex.split(line, comments=True) for line in lines]
-    if all(
+    if not alone and all(
         words and words[0] == "exprune" and not _SHELL.search(_bare(line))
         for words, line in zip(plain, lines, strict=True)
     ):

@@ -92,7 +92,7 @@ def test_labels_that_fit_no_output(y, label):
 
 
 def test_labels_that_are_missing_or_empty():
-    with pytest.raises(UsageError, match="--metric accuracy needs labels: store them under 'label'"):
+    with pytest.raises(UsageError, match="metric accuracy needs labels: store them under 'label'"):
         metric_for("accuracy", False)
     with pytest.raises(UsageError, match="needs labels"):
         metric_for("accuracy", True).scores({"y": one_hot([1])})
@@ -131,7 +131,7 @@ def test_mse_and_cosine():
 
 @pytest.mark.parametrize("name", ["agreement", "mse", "cosine"])
 def test_the_original_is_needed(name):
-    with pytest.raises(UsageError, match=f"--metric {name} compares with the original model"):
+    with pytest.raises(UsageError, match=f"metric {name} compares with the original model"):
         scores(name, one_hot([1]))
 
 
@@ -199,7 +199,7 @@ def test_own_metrics_that_fail(tmp_path):
         with pytest.raises(UsageError, match=message):
             metric_for(f"{file}:f", False)
     for body, message in [
-        ("raise ValueError('one\\ntwo')", "the sample: --metric .*my.py:f fails: ValueError: one$"),
+        ("raise ValueError('one\\ntwo')", "the sample: metric .*my.py:f fails: ValueError: one$"),
         ("return 'many'", "fails: ValueError"),
         ("return None", "returned nan: it must return finite numbers"),
         ("return float('inf')", "returned inf"),
@@ -244,7 +244,7 @@ def test_scorer_on_a_real_model(tmp_path):
 
 
 def test_scorer_without_what_its_metric_needs(tmp_path):
-    with pytest.raises(UsageError, match="compares with the original model: give it with --baseline"):
+    with pytest.raises(UsageError, match="compares with the original model: give it with baseline"):
         run_scorer(tmp_path / "a", models.mlp(), "mse", baseline=False)
     with pytest.raises(UsageError, match="needs labels"):
         run_scorer(tmp_path / "b", models.mlp(), "accuracy", labels=False)

@@ -358,7 +358,7 @@ def test_offset_of_another_shape(tmp_path):
         )
     )
     data = open_data(store(tmp_path / "d", normal(3, 4)), model.proto)
-    with pytest.raises(ExpruneError, match=r"'s' has shape \(\d, 1\).*leave the site out with --exclude"):
+    with pytest.raises(ExpruneError, match=r"'s' has shape \(\d, 1\).*leave the site out with exclude"):
         observe(model, [gemm_site("m", "x", 4, 4, offset="s")], data)
 
 
