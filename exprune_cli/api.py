@@ -101,8 +101,7 @@ def calibrate(
     from exprune_cli.observe import observe
     from exprune_cli.results import Calibration, widen
 
-    begin(progress, "loading")
-    loaded = load(model)
+    loaded = load(model, counting(progress, "loading", in_bytes=True))
     samples = random_data(loaded, max_samples, seed) if data is None else open_data(data, loaded.proto)
     if max_samples is not None and max_samples < len(samples):
         samples = samples.take(max_samples, seed)
@@ -213,8 +212,7 @@ def optimize(
     from exprune_cli.model import data_path, load
     from exprune_cli.pipeline import optimize_model
 
-    begin(progress, "loading")
-    model = load(input)
+    model = load(input, counting(progress, "loading", in_bytes=True))
     if output is not None and model.external:
         assert model.path is not None  # bytes and protos have no files beside them
         for weights in external_files(model.path):
@@ -242,8 +240,7 @@ def optimize(
         progress=progress,
     )
     original = input if isinstance(input, bytes) else None
-    begin(progress, "saving")
-    return _finish(model, original, done, None if dry_run else output)
+    return _finish(model, original, done, None if dry_run else output, progress)
 
 
 @uses_custom_ops
@@ -282,8 +279,7 @@ def report(
     from exprune_cli.results import Report, widen
     from exprune_cli.top_k import with_top_k
 
-    begin(progress, "loading")
-    loaded = load(model)
+    loaded = load(model, counting(progress, "loading", in_bytes=True))
     record = read_record(loaded.proto)
     dense = load(baseline) if baseline is not None else None
     if dense is not None:
@@ -334,6 +330,7 @@ def _finish(
     original: bytes | None,
     result: pipeline.Optimized,
     output: PathLike | None,
+    progress: Progress | None,
 ) -> Optimized:
     from exprune_cli.model import Model
     from exprune_cli.reporting import build_report
@@ -348,7 +345,7 @@ def _finish(
     equal = (model.path or original) if unchanged else None
     done = Optimized(widen(Report, built), record, proto, staged, path, equal, result.weights)
     if path is not None:
-        done.save(path)
+        done.save(path, progress)
     return done
 
 

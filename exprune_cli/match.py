@@ -10,6 +10,7 @@ import difflib
 import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -22,6 +23,9 @@ from exprune_cli.rules._constants import Reason
 from exprune_cli.rules._linear import LINEAR_OPS, Linear, follow, read_linear
 from exprune_cli.sites import Refusal, Site
 from exprune_cli.staged_nodes import has_staged
+
+if TYPE_CHECKING:
+    from exprune_cli.progress import Counter
 
 #: The functions' bodies use operators in the form that they have from this version on.
 MIN_OPSET = 11
@@ -63,12 +67,13 @@ class Matches:
     graph: ModelGraph | None
 
 
-def match(model: Model, exclude: Sequence[str] = ()) -> Matches:
+def match(model: Model, exclude: Sequence[str] = (), progress: Counter | None = None) -> Matches:
     """Finds all sites of a model.
 
     Args:
         model: The model; not changed.
         exclude: Glob patterns of site names to leave dense.
+        progress: Is told of every linear op that was looked at.
 
     Raises:
         UsageError: A pattern of ``exclude`` matches no linear op; the message names near misses.
@@ -81,7 +86,12 @@ def match(model: Model, exclude: Sequence[str] = ()) -> Matches:
         graph = ModelGraph(model)
     except ExpruneError as error:
         return _refuse_all(model, exclude, "graph", str(error))
-    outcomes = [_outcome(graph, node) for node in graph.graph.nodes if _is_linear(node)]
+    nodes = [node for node in graph.graph.nodes if _is_linear(node)]
+    outcomes: list[Site | Refusal] = []
+    for node in nodes:
+        outcomes.append(_outcome(graph, node))
+        if progress is not None:
+            progress(len(outcomes), len(nodes))
     outcomes = _one_per_weight(_one_per_output(outcomes))
     names = [outcome.name for outcome in outcomes]
     excluded = _excluded(names, exclude)

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -22,6 +23,9 @@ from exprune_cli.interrupts import replacing
 from exprune_cli.protobuf import MESSAGE_LIMIT, byte_size, model_digest
 from exprune_cli.structure import all_tensors, check_content, check_structure
 from exprune_cli.weights import Spill, is_kept, kept, without_weights
+
+if TYPE_CHECKING:
+    from exprune_cli.progress import Counter
 
 #: The weights of larger models go to a file beside the model.
 _MESSAGE_LIMIT = MESSAGE_LIMIT
@@ -61,11 +65,12 @@ class Model:
         return next((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
-def load(source: ModelSource) -> Model:
+def load(source: ModelSource, progress: Counter | None = None) -> Model:
     """Reads a model and checks it.
 
     Args:
         source: A path, a serialised model, or a ModelProto (which is not changed).
+        progress: Is told how many bytes of weights in other files were read.
 
     Raises:
         ExpruneError: There is no such file, it is no ONNX model, or it is an invalid one.
@@ -85,7 +90,7 @@ def load(source: ModelSource) -> Model:
     proto = _parse(content, str(path))
     digest = hashlib.sha256(content)
     del content
-    external = _load_external(proto, path, digest)
+    external = _load_external(proto, path, digest, progress)
     _check(proto, str(path))
     return Model(proto, path, digest.hexdigest(), external)
 
@@ -156,7 +161,9 @@ def _check_whole(proto: onnx.ModelProto, where: str) -> None:
         )
 
 
-def _load_external(proto: onnx.ModelProto, path: Path, digest: hashlib._Hash) -> bool:
+def _load_external(
+    proto: onnx.ModelProto, path: Path, digest: hashlib._Hash, progress: Counter | None
+) -> bool:
     tensors = [t for t in all_tensors(proto) if is_external(t)]
     if not tensors:
         return False
@@ -167,12 +174,16 @@ def _load_external(proto: onnx.ModelProto, path: Path, digest: hashlib._Hash) ->
     if size >= weights.LARGE_BYTES:
         large = [t for t in proto.graph.initializer if (tensor_bytes(t) or 0) >= weights.KEPT_BYTES]
     outside = {id(t) for t in large}
+    done = 0
     for tensor in tensors:
         try:
             if id(tensor) in outside:
                 digest.update(tensor.name.encode() + b"\0")
                 for piece in weights.pieces(tensor, path.parent):
                     digest.update(piece)
+                    done += len(piece)
+                    if progress is not None:
+                        progress(done, size)
                 weights.keep(tensor, path.parent, place_of(tensor))
                 continue
             content = read_external(tensor, path.parent)
@@ -183,6 +194,9 @@ def _load_external(proto: onnx.ModelProto, path: Path, digest: hashlib._Hash) ->
         del tensor.external_data[:]
         digest.update(tensor.name.encode() + b"\0")
         digest.update(content)
+        done += len(content)
+        if progress is not None:
+            progress(done, size)
     return True
 
 
@@ -190,10 +204,15 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
+def save(proto: onnx.ModelProto, path: str | os.PathLike[str], progress: Counter | None = None) -> None:
     """Writes a model whole or not at all: a temporary file beside it, then one rename.
 
     Models over 2 GB, and those that keep weights in files, have them in ``<name>.data`` beside the model.
+
+    Args:
+        proto: The model.
+        path: The file.
+        progress: Is told how many bytes of weights were written to a file of their own.
 
     Raises:
         ExpruneError: The folder or the file cannot be written. Nothing is left behind.
@@ -201,7 +220,7 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     try:
         if kept(proto) or byte_size(proto) >= _MESSAGE_LIMIT:
-            _save_large(proto, path)
+            _save_large(proto, path, progress)
         else:
             write_bytes(proto.SerializeToString(deterministic=True), path)
     except OSError as error:
@@ -231,18 +250,21 @@ def data_path(path: Path) -> Path:
     return path.with_name(path.name + ".data")
 
 
-def _save_large(proto: onnx.ModelProto, path: Path) -> None:
-    data = data_path(path)
+def _save_large(proto: onnx.ModelProto, path: Path, progress: Counter | None) -> None:
+    data, done = data_path(path), 0
+    outside = [t for t in proto.graph.initializer if is_kept(t) or len(t.raw_data) >= _EXTERNAL_MIN_BYTES]
+    size = sum(tensor_bytes(tensor) or 0 for tensor in outside)
     # Set back at the end: a copy of the model would take its size in memory once more.
     moved: list[tuple[onnx.TensorProto, bytes, list[onnx.StringStringEntryProto]]] = []
     try:
         with replacing(path, _mode(path)) as main, replacing(data, _mode(data)) as file:
-            for tensor in proto.graph.initializer:
-                if not is_kept(tensor) and len(tensor.raw_data) < _EXTERNAL_MIN_BYTES:
-                    continue
+            for tensor in outside:
                 file.write(b"\0" * (-file.tell() % 4096))
                 offset = file.tell()
                 length = weights.write_stored(tensor, file)
+                done += length
+                if progress is not None:
+                    progress(done, size)
                 moved.append((tensor, tensor.raw_data, list(tensor.external_data)))
                 tensor.ClearField("raw_data")
                 tensor.data_location = onnx.TensorProto.EXTERNAL

@@ -110,8 +110,7 @@ def optimize_model(
         raise UsageError(
             "--confidence: a plan made on random data is never certified: calibrate with samples"
         )
-    begin(progress, "looking for sites")
-    matches = match(model, exclude)
+    matches = match(model, exclude, counting(progress, "looking for sites"))
     calibration, held_out = _statistics(model, matches, calibration, data, seed, progress)
     probe = None
     if held_out is not None and data is not None:
@@ -209,8 +208,7 @@ def _finish(
 ) -> tuple[onnx.ModelProto, list[SiteRecord]]:
     """Rewrites, checks the whole model's speed, records, verifies."""
     model, sites = job.model, job.matches.sites
-    begin(job.progress, "rewriting")
-    proto, records = rewrite(model, sites, plans)
+    proto, records = rewrite(model, sites, plans, counting(job.progress, "rewriting"))
     if kept(model.proto):
         # The codes are in the new model's file: a large model has room for them once.
         job.quantized.clear()

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+#: Is told how many steps or bytes are done, and of how many.
+Counter = Callable[[int, int], None]
+
 
 def _clock(seconds: float | None) -> str:
     """A time as ``7 s`` or ``2:05``."""
@@ -42,35 +45,29 @@ class Progress:
         self._task: TaskID | None = None
         self._stage: tuple[str, float] | None = None
 
-    def stage(self, name: str, total: int | None = None) -> None:
-        """Starts a new stage of ``total`` steps (None: unknown); the stage before it is done."""
+    def stage(self, name: str, total: int | None = None, *, in_bytes: bool = False) -> None:
+        """Starts a new stage of ``total`` steps or bytes (None: unknown); the stage before it is done."""
         self._finish()
         self._stage = name, time.perf_counter()
         if self._enabled:
-            self._task = self._open().add_task(name, total=total)
+            self._task = self._open().add_task(name, total=total, in_bytes=in_bytes)
 
     def advance(self, n: int = 1) -> None:
         """Says that ``n`` more steps of the current stage are done."""
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task, n)
 
-    def counter(self, name: str, total: int | None = None) -> Callable[[int, int], None]:
-        """A function ``(done, total)`` that shows a new stage ``name``, for steps that count so.
+    def counter(self, name: str, total: int | None = None, *, in_bytes: bool = False) -> Counter:
+        """Starts a new stage ``name``; returns what shows that ``(done, total)`` of its steps are done.
 
-        The stage starts at once where ``total`` is given, otherwise when the function is first called.
+        Where ``total`` is unknown at first, the time so far is shown until the first step says it.
         """
-        seen = -1
-        if total is not None:
-            self.stage(name, total)
-            seen = 0
+        self.stage(name, total, in_bytes=in_bytes)
+        bars, task = self._bars, self._task
 
         def show(done: int, total: int) -> None:
-            nonlocal seen
-            if seen < 0:
-                self.stage(name, total)
-                seen = 0
-            self.advance(done - seen)
-            seen = done
+            if bars is not None and task is not None and task == self._task:
+                bars.update(task, completed=done, total=total)
 
         return show
 
@@ -103,6 +100,8 @@ class Progress:
                     if task.total is None:
                         return Text(_clock(task.elapsed))
                     steps = f"{int(task.completed)}/{int(task.total)}"
+                    if task.fields["in_bytes"]:
+                        steps = f"{task.completed / 1e6:,.0f}/{task.total / 1e6:,.0f} MB"
                     left = "" if task.time_remaining is None else f", {_clock(task.time_remaining)} left"
                     return Text(steps + left)
 
@@ -132,6 +131,8 @@ def begin(progress: Progress | None, stage: str, total: int | None = None) -> No
         progress.stage(stage, total)
 
 
-def counting(progress: Progress | None, stage: str, total: int) -> Callable[[int, int], None] | None:
+def counting(
+    progress: Progress | None, stage: str, total: int | None = None, *, in_bytes: bool = False
+) -> Counter | None:
     """Starts a stage, and returns what counts its steps as ``(done, total)``; None where nobody asks."""
-    return None if progress is None else progress.counter(stage, total)
+    return None if progress is None else progress.counter(stage, total, in_bytes=in_bytes)

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from exprune_cli import report_data, sites
 from exprune_cli.errors import ExpruneError, UsageError
 from exprune_cli.paths import PathLike, check_output
+from exprune_cli.progress import counting
 
 if TYPE_CHECKING:
     import onnx
     from onnxruntime import InferenceSession
 
+    from exprune_cli.progress import Progress
     from exprune_cli.record import Record
 
 _Kind = TypeVar("_Kind")
@@ -191,8 +193,12 @@ class Optimized:
 
         return session(self.model, sess_options, **kwargs)
 
-    def save(self, path: PathLike) -> None:
+    def save(self, path: PathLike, progress: Progress | None = None) -> None:
         """Writes the model, whole or not at all; over 2 GB its weights go to ``<name>.data`` beside it.
+
+        Args:
+            path: The file.
+            progress: Where progress is shown.
 
         Raises:
             ExpruneError: The file cannot be written.
@@ -201,7 +207,7 @@ class Optimized:
 
         check_output(path, {})
         if self.original is None:
-            save(self.model, path)
+            save(self.model, path, counting(progress, "saving", in_bytes=True))
             return
         try:
             content = self.original if isinstance(self.original, bytes) else self.original.read_bytes()

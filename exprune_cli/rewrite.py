@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import onnx
 
@@ -15,9 +16,12 @@ from exprune_cli.rules import RULES
 from exprune_cli.sites import PANEL, Refusal, Site, SitePlan
 from exprune_cli.staged_nodes import DOMAIN
 
+if TYPE_CHECKING:
+    from exprune_cli.progress import Counter
+
 
 def rewrite(
-    model: Model, sites: Sequence[Site], plans: Mapping[str, SitePlan]
+    model: Model, sites: Sequence[Site], plans: Mapping[str, SitePlan], progress: Counter | None = None
 ) -> tuple[onnx.ModelProto, list[SiteRecord]]:
     """Makes the optimised model.
 
@@ -25,6 +29,7 @@ def rewrite(
         model: The original; not changed.
         sites: From ``match`` on this model.
         plans: By site name.
+        progress: Is told of every site that was rewritten.
 
     Returns:
         The new model (the original itself if no site is staged), and a record per site.
@@ -37,6 +42,8 @@ def rewrite(
         graph = ModelGraph(model)
         for site in staged:
             names[site.name] = rules[site.rule].rewrite(graph, site, plans[site.name])
+            if progress is not None:
+                progress(len(names), len(staged))
         functions = [function_proto(op, model.opset) for op in sorted(graph.staged_ops)]
         proto = graph.graft(functions, DOMAIN)
     return proto, [_record(site, plans[site.name], names.get(site.name)) for site in sites]

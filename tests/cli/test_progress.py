@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from exprune_cli.progress import Progress
+from exprune_cli.match import match
+from exprune_cli.model import load
+from exprune_cli.planning.quantized import plan_quantized
+from exprune_cli.progress import Progress, counting
+from exprune_cli.rewrite import rewrite
 from tests.cli.conftest import Run
 
 pty = pytest.importorskip("pty")
@@ -32,6 +38,35 @@ def test_stages_and_counters(capsys: pytest.CaptureFixture[str]) -> None:
         progress.close()
     captured = capsys.readouterr()
     assert captured.out == ""
+
+
+def test_bytes_and_the_time_left_are_shown_as_soon_as_the_total_is_known() -> None:
+    with Progress(enabled=True) as progress:
+        show = counting(progress, "loading", in_bytes=True)
+        assert show is not None and progress._bars is not None
+        (left,) = (column for column in progress._bars.columns if type(column).__name__ == "Left")
+        (task,) = progress._bars.tasks
+        assert re.fullmatch(r"\d+ s", str(left.render(task)))
+        for done in range(1, 5):
+            show(done * 10**8, 10**9)
+            time.sleep(0.01)
+        assert re.fullmatch(r"400/1,000 MB, \d+ s left", str(left.render(task)))
+        progress.stage("planning", 7)
+        show(10**9, 10**9)  # what comes late does not count for the next stage
+        assert str(left.render(progress._bars.tasks[0])).startswith("0/7")
+
+
+def test_steps_that_can_be_counted_are(folder: Path) -> None:
+    model, seen = load("mlp.onnx"), []
+    matches = match(model, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    seen.clear()
+    plans = {site.name: plan_quantized(site) for site in matches.sites}
+    staged = {name: plan for name, plan in plans.items() if plan is not None and plan.staged}
+    sites = [site for site in matches.sites if site.name in staged]
+    assert sites
+    rewrite(model, sites, staged, lambda done, total: seen.append((done, total)))
+    assert seen == [(i + 1, len(sites)) for i in range(len(sites))]
 
 
 def test_on_a_terminal(folder: Path) -> None:

@@ -13,7 +13,7 @@ from onnx.external_data_helper import ExternalDataInfo, convert_model_to_externa
 
 from exprune_cli import api, weights
 from exprune_cli.errors import ExpruneError, UsageError
-from exprune_cli.model import load
+from exprune_cli.model import load, save
 from exprune_cli.sessions import open_session
 from exprune_cli.weights import in_memory, kept, model_bytes
 from tests.corpus.checks import check_valid
@@ -164,3 +164,15 @@ def test_a_failure_leaves_the_older_output(outside: Path, tmp_path: Path) -> Non
     with pytest.raises(ExpruneError):
         save(model.proto, out)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*out.onnx*")} == before
+
+
+def test_bytes_are_counted_while_weights_are_read_and_written(outside: Path, tmp_path: Path) -> None:
+    read: list[tuple[int, int]] = []
+    written: list[tuple[int, int]] = []
+    model = load(outside, lambda done, total: read.append((done, total)))
+    save(model.proto, tmp_path / "copy.onnx", lambda done, total: written.append((done, total)))
+    for seen in (read, written):
+        size = seen[-1][1]
+        assert size > 1000 and seen[-1] == (size, size) and len(seen) > 1
+        assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert written[-1][1] <= (tmp_path / "copy.onnx.data").stat().st_size
