@@ -66,7 +66,7 @@ class FlopsCounter:
         reduction: Of the last batch, the share of the model's FLOPs that was saved; None if unknown.
     """
 
-    def __init__(self, proto: onnx.ModelProto, *, use_runtime: bool = True) -> None:
+    def __init__(self, proto: onnx.ModelProto, *, use_runtime: bool = True, threads: int = 0) -> None:
         record = read_record(proto)
         self._sites = [site for site in record.sites if site.staged] if record else []
         self._staged = staged_nodes(proto, self._sites)
@@ -79,6 +79,7 @@ class FlopsCounter:
         self._known, self._wanted = counted_names(self._proto.graph)
         self._each_time = shapes_need_values(self._proto.graph)
         self._use_runtime = use_runtime
+        self._threads = threads
         self._session: onnxruntime.InferenceSession | None = None
         self._outputs: dict[str, str] = {}
         self._seen: dict[object, Counts] = {}
@@ -140,7 +141,9 @@ class FlopsCounter:
         if self._wanted:
             if self._session is None:
                 addition, self._outputs = with_shapes(self._proto, self._wanted)
-                self._session = open_session(self._proto, addition=addition, use_runtime=self._use_runtime)
+                self._session = open_session(
+                    self._proto, addition=addition, threads=self._threads, use_runtime=self._use_runtime
+                )
             values = run(self._session, feeds, where, list(self._outputs.values()), seconds=seconds)
             shapes |= {name: as_shape(value) for name, value in zip(self._outputs, values, strict=True)}
         counts = count_flops(staged_view(self._proto.graph.node), shapes.get, self._staged, self._share_of)

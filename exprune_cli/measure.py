@@ -62,6 +62,7 @@ def measure(
     any_metric: bool = False,
     spread_over: int = 0,
     stage: str = "measuring",
+    threads: int = 0,
 ) -> Measurement:
     """Runs a model, and its baseline if there is one, over a data set.
 
@@ -81,14 +82,15 @@ def measure(
             instead of failing, or nothing without a baseline.
         spread_over: Samples, at most, that are run once more, one at a time, for how pruning is spread.
         stage: What progress is called.
+        threads: Threads inside an operator; 0 for ONNX Runtime's default. A :class:`Baseline` has its own.
 
     Raises:
         ExpruneError: The models' interfaces differ, or a model fails on a sample.
     """
-    reference = Baseline(baseline) if isinstance(baseline, onnx.ModelProto) else baseline
+    reference = Baseline(baseline, threads) if isinstance(baseline, onnx.ModelProto) else baseline
     if reference is not None:
         check_interface(proto, reference.proto)
-    counter = FlopsCounter(proto, use_runtime=use_runtime)
+    counter = FlopsCounter(proto, use_runtime=use_runtime, threads=threads)
     size = batch_size or _fitting_batch(data)
     outputs = [value.name for value in proto.graph.output]
     if kept(proto):  # one session at a time: each has the weights in memory
@@ -96,7 +98,10 @@ def measure(
         if reference is not None:
             reference.prepare(data, size, outputs)
     session = open_session(
-        proto, addition=with_outputs(proto, counter.survivor_names), use_runtime=use_runtime
+        proto,
+        addition=with_outputs(proto, counter.survivor_names),
+        threads=threads,
+        use_runtime=use_runtime,
     )
     from exprune_cli.metrics import Scorer
 
@@ -178,8 +183,9 @@ class Baseline:
 
     _KEPT_BYTES = 2**27
 
-    def __init__(self, proto: onnx.ModelProto) -> None:
+    def __init__(self, proto: onnx.ModelProto, threads: int = 0) -> None:
         self.proto = proto
+        self._threads = threads
         self._session: onnxruntime.InferenceSession | None = None
         self._kept: dict[bytes, list[np.ndarray]] = {}
         self._bytes = 0
@@ -202,7 +208,7 @@ class Baseline:
         if key in self._kept:
             return self._kept[key]
         if self._session is None:
-            self._session = open_session(self.proto, where="the baseline")
+            self._session = open_session(self.proto, threads=self._threads, where="the baseline")
         values = run(self._session, batch.feeds, batch.where, names)
         self._bytes += sum(value.nbytes for value in values if isinstance(value, np.ndarray))
         if self._bytes <= self._KEPT_BYTES:

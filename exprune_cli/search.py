@@ -220,8 +220,9 @@ def evaluate(
     baseline: Baseline,
     progress: Progress | None = None,
     stage: str = "measuring",
+    threads: int = 0,
 ) -> Candidate:
-    """Stages the model by these plans and measures it.
+    """Stages the model by these plans and measures it, with ``threads`` inside an operator (0: the default).
 
     Raises:
         ExpruneError: No metric fits the model's outputs.
@@ -230,7 +231,15 @@ def evaluate(
     proto, records = rewrite(model, sites, plans)
     proto = own(proto, model)
     write_record(proto, Record("exprune", model.sha256, "flops", "", records, top_k=dict(gate.top_k)))
-    result = measure(proto, samples, baseline=baseline, metric=gate.metric, progress=progress, stage=stage)
+    result = measure(
+        proto,
+        samples,
+        baseline=baseline,
+        metric=gate.metric,
+        progress=progress,
+        stage=stage,
+        threads=threads,
+    )
     before, after = result.scores_baseline, result.scores_optimized
     if before is None or after is None:
         raise ExpruneError("no metric fits the model's outputs: give one with --metric")

@@ -54,6 +54,7 @@ def measure_sensitivity(
     data: DataSet,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    threads: int = 0,
 ) -> Sensitivity | None:
     """Measures all ReLU sites.
 
@@ -64,6 +65,7 @@ def measure_sensitivity(
         data: Samples; a few of them are used.
         seed: Chooses them.
         progress: Called with (sites done, sites).
+        threads: Threads inside an operator; 0 for ONNX Runtime's default.
 
     Returns:
         None where the output is nothing that errors can be measured on.
@@ -74,7 +76,7 @@ def measure_sensitivity(
         return None
     count = int(np.clip(_RUNS // len(probes), _LEAST, _MOST))
     feeds = [batch.feeds for batch in data.take(min(count, len(data)), seed).batches(16)]
-    before = _run(model.proto, outputs, feeds)
+    before = _run(model.proto, outputs, feeds, threads)
     if not before:
         return None
     feeds = feeds[: len(before[0])]
@@ -82,7 +84,7 @@ def measure_sensitivity(
     measured: dict[str, list[tuple[float, float]]] = {}
     for done, (site, plan) in enumerate(probes):
         alone = {other.name: dense(other, "") for other in sites} | {site.name: plan}
-        after = _run(rewrite(model, sites, alone)[0], outputs, feeds)
+        after = _run(rewrite(model, sites, alone)[0], outputs, feeds, threads)
         error = _error(outputs, before, after, margins)
         measured.setdefault(site.name, []).append((plan.lost_energy, error))
         if progress is not None:
@@ -137,11 +139,13 @@ def decisive_outputs(proto: onnx.ModelProto) -> list[_Output]:
 
 
 def _run(
-    proto: onnx.ModelProto, outputs: Sequence[_Output], feeds: Sequence[Feeds]
+    proto: onnx.ModelProto, outputs: Sequence[_Output], feeds: Sequence[Feeds], threads: int
 ) -> list[list[np.ndarray]]:
     """Values of each output, one array per run; stops when they take too much memory."""
     names = [output.name for output in outputs]
-    session = open_session(proto, addition=with_outputs(proto, names, onnx.TensorProto.FLOAT))
+    session = open_session(
+        proto, addition=with_outputs(proto, names, onnx.TensorProto.FLOAT), threads=threads
+    )
     result: list[list[np.ndarray]] = [[] for _ in outputs]
     size = 0
     for feed in feeds:

@@ -16,9 +16,12 @@ import json
 import time
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from benchmarks.accuracy.cases import CASES, TARGETS, Case, torchcrepe
 from benchmarks.accuracy.methods import METHODS, prepare
 from benchmarks.accuracy.points import Result, choose
+from benchmarks.accuracy.samples import samples
 from exprune_cli.data import open_data
 from exprune_cli.model import load
 
@@ -28,11 +31,16 @@ TRIALS, QUICK_TRIALS = 500, 4
 def run(case: Case, methods: list[str], trials: int, quick: bool) -> list[Result]:
     """All methods on one model."""
     model = load(case.folder / case.model)
-    data, test = (open_data(case.folder / folder, model.proto) for folder in (case.calibration, case.test))
+    data, test = (
+        samples(open_data(case.folder / folder, model.proto), originals)
+        for folder, originals in zip(
+            (case.calibration, case.test), case.originals or (None, None), strict=True
+        )
+    )
     tuned, validated = case.tuned, case.validated
     if quick:
         tuned, validated, few = case.quick
-        data, test = data.take(min(len(data), 2 * validated + 16), 0), test.take(min(len(test), few), 0)
+        data, test = data.take(2 * validated + 16, 0), test.take(few, 0)
     bench = prepare(model, data, test, tuned, validated, trials, case.metric)
     results = []
     for method in methods:
@@ -45,7 +53,7 @@ def run(case: Case, methods: list[str], trials: int, quick: bool) -> list[Result
 def table(name: str, results: list[Result]) -> str:
     """One model's table, as Markdown."""
     heads = "".join(f" cut at <= {target:.1%} | its drop on test |" for target in TARGETS)
-    lines = [f"| {name} |{heads} took | |", "| --- |" + " --: | --: |" * len(TARGETS) + " --: | --- |"]
+    lines = [f"| {name} |{heads} CPU | |", "| --- |" + " --: | --: |" * len(TARGETS) + " --: | --- |"]
     for result in results:
         cells = ""
         for target in TARGETS:
@@ -53,7 +61,7 @@ def table(name: str, results: list[Result]) -> str:
             cells += (
                 " - | - |"
                 if point is None or point.test is None
-                else (f" {point.test.cut:.1%} | {point.test.drop:+.2%} |")
+                else f" {point.test.cut:.1%} | {100 * point.test.drop:+.2f} ± {100 * point.test.error:.2f} % |"
             )
         lines.append(f"| {result.method} |{cells} {result.seconds:.0f} s | {result.note} |")
     return "\n".join(lines)
@@ -121,7 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
     page = [_PAGE]
     for name in names:
         start = time.perf_counter()
-        results = run(cases[name], args.method or list(METHODS), trials, args.quick)
+        with threadpool_limits(limits=1, user_api="blas"):  # all methods on one thread: CPU times compare
+            results = run(cases[name], args.method or list(METHODS), trials, args.quick)
         text = table(name, results)
         print(text, f"({time.perf_counter() - start:.0f} s)\n", sep="\n", flush=True)
         file = "".join(c if c.isalnum() else "_" for c in name)

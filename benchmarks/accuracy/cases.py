@@ -9,7 +9,7 @@ MODELS = Path(__file__).resolve().parents[2] / "sample_models"
 #: Drops that tables are read at.
 TARGETS = (0.001, 0.01)
 #: Validation drops that a candidate is chosen for, each; test data are run on those candidates alone.
-CHOSEN_AT = (0.0, 0.001, 0.003, 0.005, 0.01, 0.02)
+CHOSEN_AT = (0.001, 0.003, 0.01)
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Case:
         quick: The same two numbers, and test samples, of the quick form.
         folder: Where the model and its data are.
         metric: See :mod:`exprune_cli.metrics`; None for accuracy.
+        originals: Of how many originals the samples of calibration and test are views, in turn; None: of none.
     """
 
     name: str
@@ -37,9 +38,10 @@ class Case:
     quick: tuple[int, int, int]
     folder: Path = MODELS
     metric: str | None = None
+    originals: tuple[int, int] | None = None
 
 
-_DIGITS = ("digits_resnet/calibration", "digits_resnet/test", 40, 3000, (8, 40, 40))
+_DIGITS = ("digits_resnet/calibration", "digits_resnet/test", 40, 1500, (8, 40, 40), MODELS, None, (269, 450))
 CASES = {
     case.name: case
     for case in (
@@ -51,8 +53,8 @@ CASES = {
             "graph_gcn/graph_gcn.onnx",
             "graph_gcn/calibration",
             "graph_gcn/test",
-            12,
-            44,
+            45,  # all, as the paper tunes
+            45,
             (2, 4, 4),
         ),
         Case("relu_lm", "relu_lm/relu_lm.onnx", "relu_lm/calibration", "relu_lm/test", 24, 750, (2, 8, 8)),

@@ -10,10 +10,10 @@ import numpy as np
 from scipy.special import ndtri
 
 from benchmarks.accuracy.cases import CHOSEN_AT
-from benchmarks.accuracy.points import Point, Result, Score, SimulatedScorer, chosen, standard_error
+from benchmarks.accuracy.points import Point, Result, Score, SimulatedScorer, chosen
+from benchmarks.accuracy.samples import Samples
 from benchmarks.accuracy.simulated import K, Rule, Simulated, fits_check, simulate
 from exprune_cli.certify import boldest
-from exprune_cli.data import DataSet
 from exprune_cli.flops import nonzero_share
 from exprune_cli.match import match
 from exprune_cli.measure import Baseline
@@ -38,12 +38,13 @@ class Bench:
     model: Model
     sites: list[Site]
     calibration: Calibration
-    seen: DataSet
-    tuned: DataSet
-    validated: DataSet
-    test: DataSet
+    seen: Samples
+    tuned: Samples
+    validated: Samples
+    test: Samples
     dense_validated: float
     dense_test: float
+    unit: float
     baseline: Baseline
     seconds: float
     trials: int
@@ -51,53 +52,70 @@ class Bench:
 
 
 def prepare(
-    model: Model, data: DataSet, test: DataSet, tuned: int, validated: int, trials: int, metric: str | None
+    model: Model, data: Samples, test: Samples, tuned: int, validated: int, trials: int, metric: str | None
 ) -> Bench:
     """Splits the calibration data, a quarter for statistics, and observes the model."""
-    start = time.perf_counter()
+    start = time.process_time()
     seen, rest = data.split(0.25, 0)
     sites = match(model).sites
-    calibration = observe(model, sites, seen)
-    seconds = time.perf_counter() - start
-    rest = rest.take(min(validated, len(rest)), 0)
-    baseline = Baseline(model.proto)
-    flops = [SimulatedScorer(model, part, baseline, metric).dense for part in (rest, test)]
-    small = rest.take(min(tuned, len(rest)), 1)
+    calibration = observe(model, sites, seen.data, threads=1)
+    seconds = time.process_time() - start
+    rest = rest.take(validated, 0)
+    baseline = Baseline(model.proto, threads=1)
+    validation, held_out = (SimulatedScorer(model, part, baseline, metric) for part in (rest, test))
+    small = rest.take(tuned, 1)
     return Bench(
-        model, sites, calibration, seen, small, rest, test, *flops, baseline, seconds, trials, metric
+        model,
+        sites,
+        calibration,
+        seen,
+        small,
+        rest,
+        test,
+        validation.dense,
+        held_out.dense,
+        validation.unit,
+        baseline,
+        seconds,
+        trials,
+        metric,
     )
 
 
 def ours(bench: Bench, skip_zeros: bool = True) -> list[Result]:
     """The knob of ``optimize --objective flops``; without ``skip_zeros`` where that makes a difference."""
-    start = time.perf_counter()
+    start = time.process_time()
     model, sites, calibration = bench.model, bench.sites, bench.calibration
     steps = plan(sites, calibration, "calibrated", OFFERS, skip_zeros=skip_zeros)
     if not skip_zeros and not zeros_skipped(bench):
         return []
-    sensitivity = measure_sensitivity(model, sites, steps, bench.seen)
+    sensitivity = measure_sensitivity(model, sites, steps, bench.seen.data, threads=1)
     steps = steps if sensitivity is None else allocate(sites, calibration, steps, sensitivity)
-
-    def score(step: Mapping[str, SitePlan], data: DataSet, dense: float) -> Score:
-        found = evaluate(model, sites, step, data, Gate(0.0, None, bench.metric), bench.baseline)
-        error = standard_error(found.losses)
-        return Score(1 - found.flops / dense, found.drop.mean, _changed(found), error)
+    steps = [plan(sites, calibration, "bound", [0.0], skip_zeros=skip_zeros)[0], *steps]  # what costs nothing
 
     points: dict[int, Point] = {}
 
     def point(at: int) -> Point:
         if at not in points:
-            points[at] = Point(steps[at], score(steps[at], bench.validated, bench.dense_validated))
+            points[at] = Point(steps[at], _score(bench, steps[at], bench.validated, bench.dense_validated))
         return points[at]
 
     for target in CHOSEN_AT:
         boldest(range(len(steps)), lambda at, target=target: point(at).validation.careful <= target)
     tried = [points[at] for at in sorted(points)]
-    seconds = bench.seconds + time.perf_counter() - start
+    seconds = bench.seconds + time.process_time() - start
     for one in chosen(tried):
-        one.test = score(one.setting, bench.test, bench.dense_test)
+        one.test = _score(bench, one.setting, bench.test, bench.dense_test)
     name = "ours" if skip_zeros else "ours, all inputs multiplied"
     return [Result(name, tried, seconds, f"{len(tried)} of {len(steps)} steps of the knob")]
+
+
+def _score(bench: Bench, plans: Mapping[str, SitePlan], samples: Samples, dense_flops: float) -> Score:
+    """Stages the model and runs it."""
+    gate = Gate(0.0, None, bench.metric)
+    found = evaluate(bench.model, bench.sites, plans, samples.data, gate, bench.baseline, threads=1)
+    error = samples.standard_error(found.losses, bench.unit)
+    return Score(1 - found.flops / dense_flops, found.drop.mean, _changed(found), error)
 
 
 def _changed(found: Candidate) -> float:
@@ -108,18 +126,15 @@ def _changed(found: Candidate) -> float:
 
 def zeros_skipped(bench: Bench) -> list[Result]:
     """Only zeros of Convs' inputs left out: nothing changes. None where no Conv reads zeros."""
-    start = time.perf_counter()
+    start = time.process_time()
     found = plan(bench.sites, bench.calibration, "bound", [0.0], skip_zeros=True)[0]
     plans = {
         name: p if p.input_nonzero else dense(bench_site, "") for name, p, bench_site in _named(bench, found)
     }
     if not any(p.staged for p in plans.values()):
         return []
-    seconds = bench.seconds + time.perf_counter() - start
-    made = evaluate(
-        bench.model, bench.sites, plans, bench.test, Gate(0.0, None, bench.metric), bench.baseline
-    )
-    score = Score(1 - made.flops / bench.dense_test, made.drop.mean, _changed(made))
+    seconds = bench.seconds + time.process_time() - start
+    score = _score(bench, plans, bench.test, bench.dense_test)
     return [Result("zeros of Convs' inputs, exact", [Point(None, score, score)], seconds)]
 
 
@@ -132,7 +147,7 @@ def tuned_paper(bench: Bench, test: str) -> Result:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    start = time.perf_counter()
+    start = time.process_time()
     fitting = [site for site in bench.sites if fits_check(site)]
     simulated = simulate(bench.model, bench.sites, {site.name: Rule(test) for site in fitting})
     ranges = {site.name: _range(site, bench.calibration, test) for site in fitting}
@@ -192,14 +207,14 @@ def _range(site: Site, calibration: Calibration, test: str) -> tuple[float, floa
 
 def snapea(bench: Bench) -> list[Result]:
     """SnaPEA (Akhlaghi et al., ISCA 2018): weights by sign; predictive: a threshold on a prefix."""
-    start = time.perf_counter()
+    start = time.process_time()
     sites = [
         site for site in bench.sites if site.kind == "relu" and site.nonnegative and not site.transposed_input
     ]
     exact = _exact_share(bench, sites)
     point = Point("exact", Score(exact, 0.0, 0.0), Score(exact, 0.0, 0.0))
-    results = [Result("SnaPEA, exact", [point], time.perf_counter() - start, "by sign; nothing changes")]
-    start = time.perf_counter()
+    results = [Result("SnaPEA, exact", [point], time.process_time() - start, "by sign; nothing changes")]
+    start = time.process_time()
     rules = {site.name: Rule("mask", _largest(site.load_weight())) for site in sites}
     simulated = simulate(bench.model, bench.sites, rules)
     settings = []
@@ -289,13 +304,13 @@ def oracle(bench: Bench, prefix: float) -> Result:
 def _finish(bench: Bench, name: str, simulated: Simulated, settings: list, start: float, note: str) -> Result:
     """Scores candidates on validation data, and those that are chosen on test data."""
     validation = SimulatedScorer(bench.model, bench.validated, bench.baseline, bench.metric)
-    scoring = time.perf_counter()
+    scoring = time.process_time()
     points = [Point(setting, validation.score(simulated, setting)) for setting in settings]
-    end = time.perf_counter()
+    end = time.process_time()
     seconds = bench.seconds + end - start
     if "trials" in note:  # what the same number of trials takes on all samples that ours is chosen on
         each = (end - scoring) / len(settings)
-        note += f"; on the {len(bench.validated)} of validation: {bench.trials * each:.0f} s"
+        note += f"; {bench.trials} on the {len(bench.validated)} of validation: {bench.trials * each:.0f} s"
     test = SimulatedScorer(bench.model, bench.test, bench.baseline, bench.metric)
     for point in chosen(points):
         point.test = test.score(simulated, point.setting)

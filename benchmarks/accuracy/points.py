@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtri
 
 from benchmarks.accuracy.cases import CHOSEN_AT
+from benchmarks.accuracy.samples import Samples
 from benchmarks.accuracy.simulated import Simulated
+from exprune_cli.certify import VERIFY_LEVEL, score_unit
 from exprune_cli.counting import FlopsCounter
-from exprune_cli.data import Batch, DataSet
+from exprune_cli.data import Batch
 from exprune_cli.measure import Baseline
 from exprune_cli.metrics import Scorer
 from exprune_cli.model import Model
@@ -25,7 +28,7 @@ class Score:
         cut: Share of the whole model's FLOPs that is cut.
         drop: Mean drop of the metric.
         changed: Share of changed predictions.
-        error: Standard error of ``drop``, samples being independent of each other.
+        error: Standard error of ``drop``, originals being independent of each other.
     """
 
     cut: float
@@ -35,13 +38,8 @@ class Score:
 
     @property
     def careful(self) -> float:
-        """The drop that choices are made by: what is best on few samples is so by luck in part."""
-        return self.drop + self.error
-
-
-def standard_error(losses: np.ndarray) -> float:
-    """Of the mean of paired losses ``[n]``; a set without any change says no more than one in ``n``."""
-    return float(np.sqrt((np.var(losses) + 1 / len(losses) ** 2) / len(losses)))
+        """The drop that choices are made by: its upper limit, as ``optimize`` takes it."""
+        return self.drop + float(ndtri(VERIFY_LEVEL)) * self.error
 
 
 @dataclass
@@ -60,7 +58,7 @@ class Result:
     Attributes:
         method: As in the tables.
         points: Candidates; those that are chosen for some drop are scored on test data.
-        seconds: Wall time of everything that was done before the test data were read.
+        seconds: Processor time of everything that was done before the test data were read, on one thread.
         note: What was tried, e.g. the trial budget.
     """
 
@@ -72,7 +70,7 @@ class Result:
 
 
 def choose(points: Sequence[Point], target: float) -> Point | None:
-    """The largest cut whose validation drop, and a standard error more, is within the target."""
+    """The largest cut whose validation drop's upper limit is within the target."""
     within = [p for p in points if p.validation.careful <= target and p.validation.cut > 0]
     return max(within, key=lambda p: p.validation.cut, default=None)
 
@@ -84,23 +82,33 @@ def chosen(points: Sequence[Point]) -> list[Point]:
 
 
 class SimulatedScorer:
-    """Scores settings of a simulated model on one data set, whose batches and dense outputs are kept."""
+    """Scores settings of a simulated model on one data set, whose batches and dense outputs are kept.
+
+    Attributes:
+        dense: FLOPs of the model as it is, on all samples.
+        unit: The smallest change of a sample's score.
+    """
 
     def __init__(
-        self, model: Model, data: DataSet, baseline: Baseline, metric: str | None = None, batch: int = 20
+        self, model: Model, samples: Samples, baseline: Baseline, metric: str | None = None, batch: int = 20
     ) -> None:
-        self._model, self._data, self._metric = model, data, metric
+        self._model, self._samples, self._metric = model, samples, metric
         self._batches: list[tuple[Batch, list[np.ndarray]]] = []
         self._names = [value.name for value in model.proto.graph.output]
-        counter = FlopsCounter(model.proto)
-        for item in data.batches(batch):
+        counter = FlopsCounter(model.proto, threads=1)
+        scorer = Scorer(model.proto, samples.data, metric, baseline=True)
+        for item in samples.data.batches(batch):
             counter.add(item.feeds, [], item.count, item.where)
-            self._batches.append((item, baseline.outputs(item, self._names)))
+            outputs = baseline.outputs(item, self._names)
+            self._batches.append((item, outputs))
+            scorer.add(item, outputs, outputs)
         self.dense = float(counter.sums.flops_dense or 0)
+        assert scorer.baseline_scores is not None
+        self.unit = score_unit(scorer.baseline_scores)
 
     def score(self, simulated: Simulated, cuts: Mapping[str, np.ndarray]) -> Score:
         """Runs all samples."""
-        scorer = Scorer(self._model.proto, self._data, self._metric, baseline=True)
+        scorer = Scorer(self._model.proto, self._samples.data, self._metric, baseline=True)
         saved = 0.0
         for batch, dense in self._batches:
             values, less = simulated.run(batch.feeds, cuts)
@@ -110,5 +118,5 @@ class SimulatedScorer:
             scorer.scores is not None and scorer.baseline_scores is not None and scorer.agreement is not None
         )
         losses = scorer.baseline_scores - scorer.scores
-        error = standard_error(losses)
+        error = self._samples.standard_error(losses, self.unit)
         return Score(saved / self.dense, float(np.mean(losses)), 1 - scorer.agreement, error)

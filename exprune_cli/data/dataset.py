@@ -159,6 +159,10 @@ class DataSet:
         shuffled = self._shuffled(seed, "split")
         return self._subset(shuffled[:size]), self._subset(shuffled[size:])
 
+    def at(self, positions: np.ndarray) -> DataSet:
+        """The samples at these positions of the set, in the folder's order."""
+        return self._subset(positions)
+
     def without(self, ids: np.ndarray) -> DataSet:
         """The samples whose digests are not among ``ids``; may be empty."""
         return DataSet(self._folder, self._index[~np.isin(self.ids, ids)])

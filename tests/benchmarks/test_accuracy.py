@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy.__main__ import main
+from benchmarks.accuracy.cases import CASES
 from benchmarks.accuracy.points import Point, Score, SimulatedScorer, choose, chosen
+from benchmarks.accuracy.samples import samples
 from benchmarks.accuracy.simulated import K, Rule, fits_check, simulate
+from exprune_cli.data import open_data
 from exprune_cli.match import match
 from exprune_cli.measure import Baseline
+from exprune_cli.model import load
 from exprune_cli.planning.relu import dense
 from exprune_cli.planning.threshold import threshold_parameters
 from exprune_cli.search import Gate, evaluate
@@ -48,12 +52,12 @@ def test_the_simulation_is_what_staging_does(sample: Sample, test: str, cut: flo
     sites = match(model).sites
     chosen = [site for site in sites if fits_check(site)]
     simulated = simulate(model, sites, {site.name: Rule(test) for site in chosen})
-    found = SimulatedScorer(model, data, Baseline(model.proto)).score(
+    found = SimulatedScorer(model, samples(data), Baseline(model.proto)).score(
         simulated, {site.name: np.full(1, cut, np.float32) for site in chosen}
     )
     plans = {site.name: dense(site, "") for site in sites} | {s.name: _plan(s, test, cut) for s in chosen}
     staged = evaluate(model, sites, plans, data, Gate(0.0, None, None), Baseline(model.proto))
-    whole = SimulatedScorer(model, data, Baseline(model.proto)).dense
+    whole = SimulatedScorer(model, samples(data), Baseline(model.proto)).dense
     assert found.cut == pytest.approx(1 - staged.flops / whole, abs=2e-3)
     assert found.drop == pytest.approx(staged.drop.mean, abs=0.02)
 
@@ -66,6 +70,43 @@ def test_choices_keep_to_their_drop() -> None:
     assert [p.validation.cut for p in chosen(points)] == [0.1, 0.3]
     best = choose(points, 0.01)
     assert best is not None and best.validation.cut == 0.3 and choose(points, -1) is None
+
+
+def test_choices_keep_the_upper_limit() -> None:
+    careful, risky = Point(None, Score(0.1, 0.005, 0, 0.002)), Point(None, Score(0.2, 0.005, 0, 0.004))
+    assert choose([careful, risky], 0.01) is careful
+
+
+def test_views_of_one_original_stay_on_one_side() -> None:
+    case = CASES["digits_resnet"]
+    model = load(case.folder / case.model)
+    assert case.originals is not None
+    for folder, originals in zip((case.calibration, case.test), case.originals, strict=True):
+        data = open_data(case.folder / folder, model.proto)
+        whole = samples(data, originals)
+        seen, rest = whole.split(0.25, 0)
+        assert not np.intersect1d(seen.groups, rest.groups).size
+        assert len(seen) + len(rest) == len(data) and abs(len(seen) / len(data) - 0.25) < 0.01
+        labels = np.concatenate([batch.label for batch in data.batches(100) if batch.label is not None])
+        # A view has its original's label: were groups counted wrongly, labels would differ within one.
+        assert all(len(set(labels[whole.groups == group])) == 1 for group in range(originals))
+        few = rest.take(100, 0)
+        ids = dict(zip(data.ids.tolist(), whole.groups.tolist(), strict=True))
+        assert len(few) == 100 and [ids[i] for i in few.data.ids.tolist()] == few.groups.tolist()
+
+
+@pytest.mark.parametrize("groups", [None, 60])
+def test_standard_errors_count_groups(groups: int | None) -> None:
+    """Means of losses that are alike within groups vary as much as is said."""
+    case = CASES["digits_resnet"]
+    data = open_data(case.folder / case.test, load(case.folder / case.model).proto)
+    whole = samples(data, groups).take(600, 0)
+    groups = len(set(whole.groups.tolist()))
+    rng = np.random.default_rng(0)
+    draws = rng.normal(0, 1, (2000, groups))[:, np.unique(whole.groups, return_inverse=True)[1]]
+    said = np.mean([whole.standard_error(losses, 1.0) for losses in draws[:50]])
+    assert said == pytest.approx(draws.mean(axis=1).std(), rel=0.15)
+    assert 0 < whole.standard_error(np.zeros(len(whole)), 1.0) < 0.01
 
 
 def test_quick_form(tmp_path: Path) -> None:
