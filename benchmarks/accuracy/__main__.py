@@ -46,7 +46,7 @@ def run(case: Case, methods: list[str], trials: int, quick: bool) -> list[Result
     for method in methods:
         results += METHODS[method](bench)
     for result in results:
-        result.chosen = {target: choose(result.points, target) for target in TARGETS}
+        result.chosen = {target: choose(result.points, target, bench.ahead) for target in TARGETS}
     return results
 
 

@@ -45,6 +45,7 @@ class Bench:
     dense_validated: float
     dense_test: float
     unit: float
+    ahead: float
     baseline: Baseline
     seconds: float
     trials: int
@@ -75,6 +76,7 @@ def prepare(
         validation.dense,
         held_out.dense,
         validation.unit,
+        rest.ahead(test),
         baseline,
         seconds,
         trials,
@@ -101,10 +103,12 @@ def ours(bench: Bench, skip_zeros: bool = True) -> list[Result]:
         return points[at]
 
     for target in CHOSEN_AT:
-        boldest(range(len(steps)), lambda at, target=target: point(at).validation.careful <= target)
+        boldest(
+            range(len(steps)), lambda at, target=target: point(at).validation.limit(bench.ahead) <= target
+        )
     tried = [points[at] for at in sorted(points)]
     seconds = bench.seconds + time.process_time() - start
-    for one in chosen(tried):
+    for one in chosen(tried, bench.ahead):
         one.test = _score(bench, one.setting, bench.test, bench.dense_test)
     name = "ours" if skip_zeros else "ours, all inputs multiplied"
     return [Result(name, tried, seconds, f"{len(tried)} of {len(steps)} steps of the knob")]
@@ -312,7 +316,7 @@ def _finish(bench: Bench, name: str, simulated: Simulated, settings: list, start
         each = (end - scoring) / len(settings)
         note += f"; {bench.trials} on the {len(bench.validated)} of validation: {bench.trials * each:.0f} s"
     test = SimulatedScorer(bench.model, bench.test, bench.baseline, bench.metric)
-    for point in chosen(points):
+    for point in chosen(points, bench.ahead):
         point.test = test.score(simulated, point.setting)
     return Result(name, points, seconds, note)
 

@@ -36,10 +36,14 @@ class Score:
     changed: float
     error: float = 0.0
 
-    @property
-    def careful(self) -> float:
-        """The drop that choices are made by: its upper limit, as ``optimize`` takes it."""
-        return self.drop + float(ndtri(VERIFY_LEVEL)) * self.error
+    def limit(self, ahead: float) -> float:
+        """The drop that choices are made by: an upper limit, at ``optimize``'s level, of a drop elsewhere.
+
+        Args:
+            ahead: Standard error of a drop that is foretold by this one, in terms of this one's: 1 for the
+                expected drop, more for that on other samples, see :meth:`Samples.ahead`.
+        """
+        return self.drop + float(ndtri(VERIFY_LEVEL)) * ahead * self.error
 
 
 @dataclass
@@ -69,15 +73,15 @@ class Result:
     chosen: dict[float, Point | None] = field(default_factory=dict)
 
 
-def choose(points: Sequence[Point], target: float) -> Point | None:
-    """The largest cut whose validation drop's upper limit is within the target."""
-    within = [p for p in points if p.validation.careful <= target and p.validation.cut > 0]
+def choose(points: Sequence[Point], target: float, ahead: float) -> Point | None:
+    """The largest cut for which the drop that validation foretells is within the target."""
+    within = [p for p in points if p.validation.limit(ahead) <= target and p.validation.cut > 0]
     return max(within, key=lambda p: p.validation.cut, default=None)
 
 
-def chosen(points: Sequence[Point]) -> list[Point]:
+def chosen(points: Sequence[Point], ahead: float) -> list[Point]:
     """The candidates that are run on test data: the choice for each of a few drops."""
-    found = [choose(points, target) for target in CHOSEN_AT]
+    found = [choose(points, target, ahead) for target in CHOSEN_AT]
     return list({id(point): point for point in found if point is not None}.values())
 
 

@@ -52,6 +52,15 @@ class Samples:
         variance = np.square(sums).sum() * many / max(many - 1, 1) / count**2
         return float(np.sqrt(variance + 0.25 * unit / (count * many**2)))
 
+    def ahead(self, other: Samples) -> float:
+        """How much less a mean here says of a mean over ``other`` samples than of the expected value.
+
+        Returns:
+            The factor on the standard error: ``other`` has one too, larger the fewer groups there are.
+        """
+        ours, theirs = (len(np.unique(part.groups)) for part in (self, other))
+        return float(np.sqrt(1 + ours / theirs))
+
     def _at(self, positions: np.ndarray) -> Samples:
         positions = np.sort(positions)
         return Samples(self.data.at(positions), self.groups[positions])

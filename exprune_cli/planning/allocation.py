@@ -24,8 +24,8 @@ from exprune_cli.sites import Calibration, Site, SitePlan
 #: Budgets of the plans that a site offers: shares of its energy (or of a head's rows).
 OFFERS = tuple(float(value) for value in np.geomspace(2e-5, 0.5, 26))
 #: The knob: predicted loss of the whole model, as a share of changed predictions, or as the
-#: relative error of its outputs.
-LEVELS = tuple(float(value) for value in np.geomspace(3e-4, 0.45, 24))
+#: relative error of its outputs. Predictions can be too low by an order of magnitude, so it starts far down.
+LEVELS = tuple(float(value) for value in 3e-4 * 1500 ** (np.arange(-8, 24) / 23))
 #: Steps of a walk that certifies: each is a pass over all held-out samples.
 _WALK = 18
 

@@ -67,14 +67,15 @@ def test_choices_keep_to_their_drop() -> None:
         return Point(None, Score(cut, drop, drop))
 
     points = [point(0.1, 0.0), point(0.2, 0.02), point(0.3, 0.01), point(0.05, 0.005), point(0.4, 0.05)]
-    assert [p.validation.cut for p in chosen(points)] == [0.1, 0.3]
-    best = choose(points, 0.01)
-    assert best is not None and best.validation.cut == 0.3 and choose(points, -1) is None
+    assert [p.validation.cut for p in chosen(points, 1.0)] == [0.1, 0.3]
+    best = choose(points, 0.01, 1.0)
+    assert best is not None and best.validation.cut == 0.3 and choose(points, -1, 1.0) is None
 
 
 def test_choices_keep_the_upper_limit() -> None:
     careful, risky = Point(None, Score(0.1, 0.005, 0, 0.002)), Point(None, Score(0.2, 0.005, 0, 0.004))
-    assert choose([careful, risky], 0.01) is careful
+    assert choose([careful, risky], 0.01, 1.0) is careful
+    assert choose([careful, risky], 0.01, 2.0) is None
 
 
 def test_views_of_one_original_stay_on_one_side() -> None:
