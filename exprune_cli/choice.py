@@ -120,9 +120,16 @@ def lossy_plans(job: Job, record: Record, max_drop: float | None, gate: Gate) ->
             record.tried = remember(job.tried, gate, found)
             record.certificate = _certificate(gate, found.quality["metric"], found.drop.p_value, job.held_out)
             return plans
-    if (max_drop is not None or gate.confidence is not None) and any(p.staged for p in steps[-1].values()):
-        raise gate.refuse(len(job.held_out), [each.drop for each in job.tried])
-    if any(p.staged for p in steps[-1].values()):
+    lossy = any(p.staged for p in steps[-1].values())
+    asked = max_drop is not None or gate.confidence is not None
+    refusal = gate.refuse(len(job.held_out), [each.drop for each in job.tried]) if lossy and asked else None
+    # Lossless staging can save time and keeps any drop, but there is nothing to certify; FLOPs it costs.
+    if refusal is not None and (gate.confidence is not None or not job.latency):
+        raise refusal
+    plans = lossless_plans(job)
+    if refusal is not None and not any(p.staged for p in plans.values()):
+        raise refusal
+    if lossy:
         _log.warning(
             "the %s test was not verified to keep the drop within %g on %d held-out samples: staged losslessly "
             "instead; allow more with --max-drop or give more samples",
@@ -131,7 +138,7 @@ def lossy_plans(job: Job, record: Record, max_drop: float | None, gate: Gate) ->
             len(job.held_out),
         )
     record.test = "bound"
-    return lossless_plans(job)
+    return plans
 
 
 def _certificate(gate: Gate, metric: object, p_value: float, held_out: DataSet) -> dict[str, object] | None:
