@@ -52,6 +52,7 @@ def look_at_activations(model: Model, data: DataSet, progress: Progress | None =
     """
     from exprune_cli.observe import observe
     from exprune_cli.planning.planner import plan
+    from exprune_cli.planning.zeros import nonzero_inputs
 
     matches = match(model)
     if not matches.sites:
@@ -60,14 +61,16 @@ def look_at_activations(model: Model, data: DataSet, progress: Progress | None =
     show = progress.counter("looking at activations", len(some)) if progress else None
     calibration = observe(model, matches.sites, some, progress=show)
     show = progress.counter("planning", len(matches.sites)) if progress else None
-    plans = plan(matches.sites, calibration, "calibrated", [_BUDGET], show)[0]
+    plans = plan(matches.sites, calibration, "calibrated", [_BUDGET], show, skip_zeros=True)[0]
     found = {}
     for site in matches.sites:
-        zeros = _zeros(site, calibration)
+        zeros, alive = _zeros(site, calibration), nonzero_inputs(site, calibration.sites.get(site.name))
         found[site.name] = SiteOutlook(
             lossless=_lossless(site, zeros),
             zeros=zeros,
-            flops_limit=None if zeros is None else 1 - zeros,
+            flops_limit=None
+            if zeros is None
+            else (1 - zeros) * (1.0 if alive is None else float(alive.mean())),
             flops_expected=1 - max(0.0, _saving(site, plans[site.name])),
         )
     return Prospects(matches, found, len(some))

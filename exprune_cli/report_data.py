@@ -44,7 +44,7 @@ class SiteOutlook:
             it; None where that depends on activations that were not seen.
         zeros: Share of its work that no result depends on: outputs that its ReLU makes zero, classes that
             do not win, inputs that are zero. None without data (but for heads).
-        flops_limit: FLOPs that would be left if exactly that work were skipped: no method spends less.
+        flops_limit: FLOPs that would be left if exactly that work were skipped, and in Convs what multiplies a zero.
         flops_expected: FLOPs that a plan from the data is expected to spend; None without data.
     """
 

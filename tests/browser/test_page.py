@@ -160,6 +160,37 @@ def test_nothing_is_wider_than_a_phone(opened: Open, kind: str, width: int) -> N
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+# Pairs of texts that stand over each other.
+OVERLAPS = """() => {
+  const texts = [], found = [];
+  const walker = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    if (!node.textContent.trim() || node.parentElement.closest("title, details:not([open])")) continue;
+    const head = node.parentElement.closest("thead");
+    if (head && getComputedStyle(head).clipPath !== "none") continue;  // for those who do not see the table
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    for (const box of range.getClientRects()) if (box.width > 1) texts.push([box, node.textContent.trim().slice(0, 40)]);
+  }
+  for (let i = 0; i < texts.length; i++)
+    for (let j = i + 1; j < texts.length; j++) {
+      const [a, b] = [texts[i][0], texts[j][0]];
+      const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+      const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+      if (wide > 2 && high > 4) found.push(["texts", texts[i][1], texts[j][1]]);
+    }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("kind", ["untouched", "untouched with data", "open sizes", "staged and measured"])
+def test_no_text_stands_over_another(opened: Open, kind: str, width: int) -> None:
+    with opened(kind, width) as page:
+        assert page.evaluate(OVERLAPS) == []
+
+
 # The contrast of every text with what is behind it, and of every filled shape with the page.
 CONTRAST = """() => {
   const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);

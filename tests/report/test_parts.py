@@ -220,6 +220,26 @@ def test_outlook_from_activations_counts_the_zeros(tmp_path: Path) -> None:
     assert whole.reduction_limit == pytest.approx(limits / report.totals.flops_dense)
 
 
+def test_outlook_of_convs_knows_that_zeros_are_not_multiplied(tmp_path: Path) -> None:
+    """What optimize saves for FLOPs is not more than the limit that the report of the original gave."""
+    import onnx
+
+    source = tmp_path / "cnn.onnx"
+    onnx.save(cnn(), source)
+    x = np.random.default_rng(3).standard_normal((200, 3, 16, 16)).astype(np.float32)
+    report = api.report(source, data=x)
+    second = report.sites[1]
+    assert second.outlook is not None and second.outlook.zeros is not None and second.flops_dense is not None
+    assert second.outlook.flops_limit is not None
+    assert second.outlook.flops_limit < 0.95 * second.flops_dense * (1 - second.outlook.zeros)
+    done = api.optimize(source, objective="flops", data=x, max_drop=0.05, metric="cosine")
+    saved = done.report.totals.flops_reduction
+    assert report.outlook is not None and report.outlook.reduction_limit is not None
+    assert saved is not None and 0 < saved <= report.outlook.reduction_limit
+    assert report.outlook.reduction_expected is not None
+    assert 0 < report.outlook.reduction_expected <= report.outlook.reduction_limit
+
+
 def test_activations_that_say_nothing_are_noted(tmp_path: Path) -> None:
     import onnx
 
