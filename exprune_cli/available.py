@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from exprune_cli.errors import ExpruneError
@@ -47,6 +48,28 @@ def limit_memory() -> None:
         if hard != resource.RLIM_INFINITY:
             limit = min(limit, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+@contextlib.contextmanager
+def little_memory(size: int) -> Iterator[None]:
+    """Inside, a process that :func:`limit_memory` has limited can take ``size`` bytes more and no others.
+
+    Other processes are left alone: a limit is for all threads, and theirs are not ours.
+    """
+    before = None
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        used = _own_use("VmData")
+        if soft != resource.RLIM_INFINITY and used is not None and used + size < soft:
+            resource.setrlimit(resource.RLIMIT_DATA, (used + size, hard))
+            before = (soft, hard)
+    try:
+        yield
+    finally:
+        if before is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def _system() -> int | None:

@@ -7,6 +7,8 @@ import math
 
 import onnx
 
+from exprune_cli.available import little_memory
+
 Dims = tuple[int | str | None, ...]
 
 #: Initializers up to this many elements keep their values: shapes are computed from such ones.
@@ -15,6 +17,8 @@ _KEEP_ELEMENTS = 256
 
 #: Elements of a constant whose values take part in shape inference.
 _MOST_PROPAGATED = 2**16
+#: Memory that inference may take: so many bytes, and so many for each byte of a model without its weights.
+_MEMORY, _MEMORY_PER_BYTE = 2**30, 64
 
 
 def infer_shapes(proto: onnx.ModelProto, fixed: dict[str, tuple[int, ...]] | None = None) -> dict[str, Dims]:
@@ -32,9 +36,13 @@ def infer_shapes(proto: onnx.ModelProto, fixed: dict[str, tuple[int, ...]] | Non
         unknown rank are absent. If the model defeats inference: what it declares itself.
     """
     skeleton = _skeleton(proto, fixed or {})
-    # onnx raises several unrelated types here; what the model declares still holds.
-    with contextlib.suppress(Exception):
-        skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=not _makes_large_constants(skeleton))
+    # With values, onnx writes out every vector that goes into a Cast or an Add, element by element, however long
+    # a file makes it; what is too long is only seen on the way. Then the shapes do without.
+    for values in (not _makes_large_constants(skeleton), False):
+        # onnx raises several unrelated types here; what the model declares still holds.
+        with contextlib.suppress(Exception), little_memory(_MEMORY + _MEMORY_PER_BYTE * skeleton.ByteSize()):
+            skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=values)
+            break
     shapes: dict[str, Dims] = {}
     graph = skeleton.graph
     for value in (*graph.value_info, *graph.input, *graph.output):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -249,6 +250,52 @@ def test_a_constant_too_large_for_shape_inference(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "m.onnx")
     # Written out element by element it takes over a minute, or all memory.
     assert run_limited("report", "m.onnx", folder=tmp_path, seconds=15).returncode == 0
+
+
+#: Ways to a vector of three billion numbers, which shape inference would follow.
+LONG = {
+    "product": ("1", "a = Constant <value_ints = [60000]> () s = Mul (a, a) p = ConstantOfShape (s)"),
+    "size of an input": ("3000000000", "s = Shape (x) p = ConstantOfShape (s)"),
+    "expanded": (
+        "1",
+        "s = Constant <value_ints = [3000000000]> () v = Constant <value_ints = [1]> () p = Expand (v, s)",
+    ),
+    "input": ("3000000000", "p = Identity (x)"),
+    "function": ("1", "p = own.f (x)"),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_vector_is_not_written_out(tmp_path: Path, name: str) -> None:
+    """Not only constants that are seen to be long: in seconds, and with little memory, where there is much."""
+    size, made = LONG[name]
+    head = f"g (float[{size}] x, float[N, 4] z) => (float[A] q, float[N, 4] y)"
+    proto = parser.parse_model(
+        f"{HEAD}{head} {{ {made} q = Cast <to = 1> (p) h = MatMul (z, w) y = Relu (h) }}"
+    )
+    proto.functions.append(
+        parser.parse_function(
+            '<domain: "own", opset_import: ["" : 17]> f (x) => (p) '
+            "{ s = Constant <value_ints = [3000000000]> () t = ConstantOfShape (s) p = Add (t, t) }"
+        )
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((4, 4), np.float32), "w"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    program = (
+        "import resource, sys; from exprune_cli.cli import main; code = main(['report', 'm.onnx', '--format', 'json']); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stderr.split()[-1]) < 2500, done.stderr
+    assert json.loads(done.stdout)["sites"][0]["flops_dense"] == 32
 
 
 def test_names_cannot_drive_a_terminal_or_a_page(tmp_path: Path) -> None:

@@ -58,15 +58,30 @@ def _draw(rng: np.random.Generator, style: str, rows: int, columns: int) -> np.n
     return base.astype(np.float32)
 
 
-class Site:
-    """Weights, inputs and what the exact sums are."""
+def _along(rng: np.random.Generator, weight: np.ndarray, rows: int) -> np.ndarray:
+    """Rows of the weights: Cauchy-Schwarz is tight for an x along them."""
+    return (weight[rng.integers(len(weight), size=rows)] * np.float32(rng.choice([-1, 1]))).copy()
 
-    def __init__(self, rng: np.random.Generator, rows: int, outputs: int) -> None:
-        self.groups = groups = int(rng.choice([2, 3, 4, 8, 16, 31, 64, 257]))
-        self.weight = _draw(rng, str(rng.choice(STYLES)), outputs, groups)
-        self.x = _draw(rng, str(rng.choice(STYLES)), rows, groups)
-        if rng.random() < 0.3:  # Cauchy-Schwarz is tight for an x along the weights
-            self.x = (self.weight[rng.integers(outputs, size=rows)] * np.float32(rng.choice([-1, 1]))).copy()
+
+class Site:
+    """Weights ``[N, terms]``, inputs ``[R, terms]`` and what the exact sums are; drawn if not given."""
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        rows: int,
+        outputs: int,
+        drawn: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        if drawn is None:
+            groups = int(rng.choice([2, 3, 4, 8, 16, 31, 64, 257]))
+            self.weight = _draw(rng, str(rng.choice(STYLES)), outputs, groups)
+            self.x = _draw(rng, str(rng.choice(STYLES)), rows, groups)
+            if rng.random() < 0.3:
+                self.x = _along(rng, self.weight, rows)
+        else:
+            self.weight, self.x = drawn
+        self.groups = self.weight.shape[1]
         self.exact = self.x.astype(np.float64) @ self.weight.T.astype(np.float64)
         self.size = np.abs(self.x).astype(np.float64) @ np.abs(self.weight).T.astype(np.float64)
         self.bias = (rng.standard_normal(outputs) * np.median(self.size) * 10.0 ** rng.uniform(-3, 5)).astype(
@@ -113,6 +128,51 @@ def prefix_gemm(library: str, rng: np.random.Generator) -> tuple[int, int, str]:
         **parameters,
     }
     return _verdict(site, run(library, "PrefixGemmBound", inputs)[0], offset)
+
+
+def prefix_conv(library: str, rng: np.random.Generator) -> tuple[int, int, str]:
+    """As :func:`prefix_gemm`: a position of the output is a row, the kernel's window its inputs."""
+    groups, outputs = int(rng.choice([2, 3, 8, 31])), 1024
+    kernel = rng.integers(1, 4, 2)
+    strides, pads = rng.integers(1, 3, 2), rng.integers(0, 2, 4)
+    size = kernel + rng.integers(0, 4, 2)
+    images = int(rng.integers(1, 3))
+    weight = _draw(rng, str(rng.choice(STYLES)), outputs, groups * int(kernel.prod()))
+    if rng.random() < 0.3:
+        size, strides, pads = kernel, np.ones(2, int), np.zeros(4, int)
+        x = _along(rng, weight, images)
+    else:
+        x = _draw(rng, str(rng.choice(STYLES)), images, groups * int(size.prod()))
+    x = x.reshape(images, groups, *size)
+    padded = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, tuple(kernel), (2, 3))
+    windows = windows[:, :, :: strides[0], :: strides[1]].transpose(0, 2, 3, 1, 4, 5)
+    site = Site(rng, 0, outputs, (weight, windows.reshape(-1, weight.shape[1])))
+    end = int(rng.integers(1, groups))
+    order = rng.permutation(groups)
+    by_group = weight.reshape(outputs, groups, -1)
+    one_sided = bool((x >= 0).all())
+    kernels = by_group.reshape(outputs, groups, *kernel)[:, order]
+    offset = site.offsets(rng)
+    inputs = {
+        "X": x,
+        "order": order.astype(np.int64),
+        "ends": np.array([end, groups], np.int64),
+        "W_head": np.ascontiguousarray(kernels[:, :end]),
+        "W_tail": np.full_like(kernels[:, end:], np.nan),
+        "bias": site.bias,
+        "offset": _as_maps(offset, windows.shape[:3]),
+        "max": np.array([np.inf], np.float32),
+        **bound_parameters(by_group, order, [end], one_sided=one_sided),
+    }
+    attributes = {"strides": strides.tolist(), "pads": pads.tolist(), "dilations": [1, 1]}
+    y = run(library, "PrefixConvBound", inputs, **attributes)[0]
+    return _verdict(site, y.transpose(0, 2, 3, 1).reshape(-1, outputs), offset)
+
+
+def _as_maps(rows: np.ndarray, positions: tuple[int, ...]) -> np.ndarray:
+    """``[R, N]`` as ``[images, N, height, width]``."""
+    return np.ascontiguousarray(rows.reshape(*positions, -1).transpose(0, 3, 1, 2))
 
 
 def quantized_gemm(library: str, rng: np.random.Generator) -> tuple[int, int, str]:
@@ -177,6 +237,7 @@ def head(kind: str, library: str, rng: np.random.Generator) -> tuple[int, int, s
 
 ATTACKS = {
     "PrefixGemmBound": prefix_gemm,
+    "PrefixConvBound": prefix_conv,
     "QuantizedGemmBound": quantized_gemm,
     "PrefixArgMaxBound": partial(head, "PrefixArgMax"),
     "QuantizedArgMaxBound": partial(head, "ArgMax"),

@@ -39,8 +39,14 @@ def _reshape(call: Call, rng: np.random.Generator) -> bool:
         axis = int(rng.integers(value.ndim))
         size = value.shape[axis]
         value = value.take(range(size - 1), axis) if how == 4 and size else np.repeat(value, 2, axis)
+    changed = value.shape == call.inputs[name].shape and not np.array_equal(value, call.inputs[name])
     call.inputs[name] = np.ascontiguousarray(value).reshape(value.shape)
-    return name not in PROMISES or _is_parameter(call, name)
+    return (name not in PROMISES or _is_parameter(call, name)) and not (changed and _is_bounded(call, name))
+
+
+def _is_bounded(call: Call, name: str) -> bool:
+    """What bounds weights was made for others, or for other chunks."""
+    return name.startswith(("W", "order", "ends")) and call.op.endswith("Bound")
 
 
 def _is_parameter(call: Call, name: str) -> bool:
@@ -67,11 +73,9 @@ def _numbers(call: Call, rng: np.random.Generator) -> bool:
     if name == "W" and call.op in ("ConvRelu", "ConvReluPanel", "SparseGemm", "SparseConvThreshold"):
         # Such weights are refused by the rules: a product with a skipped zero would be a NaN.
         return bool(np.isfinite(value).all())
-    # What bounds weights was made for others, or for other chunks.
-    sound = name.startswith(("W", "order", "ends")) and call.op.endswith("Bound")
-    if call.op == "PrefixConvBlock" and name == "W" and not np.isfinite(value).all():
+    if call.op in ("PrefixConvBlock", "PrefixConvPanel") and name == "W" and not np.isfinite(value).all():
         return False
-    return (name not in PROMISES or _is_parameter(call, name)) and not sound
+    return (name not in PROMISES or _is_parameter(call, name)) and not _is_bounded(call, name)
 
 
 def _empty(call: Call, rng: np.random.Generator) -> bool:

@@ -25,8 +25,16 @@ def test_any_seed(best_library, seed, name):
     assert attack_bounds.attack(name, best_library, 1, seed)[1] == 0
 
 
-WEAKER = {"PrefixGemmBound": {"slack": 0.0}, "QuantizedGemmBound": {"error": 0.9}}
-ARRAYS = {"PrefixGemmBound": "bound_parameters", "QuantizedGemmBound": "quantized_parameters"}
+WEAKER = {
+    "PrefixGemmBound": {"slack": 0.0},
+    "PrefixConvBound": {"slack": 0.0},
+    "QuantizedGemmBound": {"error": 0.9},
+}
+ARRAYS = {
+    "PrefixGemmBound": "bound_parameters",
+    "PrefixConvBound": "bound_parameters",
+    "QuantizedGemmBound": "quantized_parameters",
+}
 
 
 @pytest.mark.parametrize("name", WEAKER)
