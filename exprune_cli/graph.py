@@ -43,7 +43,7 @@ class ModelGraph:
     """A model's main graph with what matching needs to know about it.
 
     Attributes:
-        graph: The graphsurgeon graph; nodes may be removed and inserted.
+        graph: The graphsurgeon graph as it was imported; :meth:`nodes` has the nodes as they are now.
         shapes: Dims by tensor name (see :func:`exprune_cli.shapes.infer_shapes`).
         outputs: Names of the graph's outputs.
         staged_ops: Staged ops in use, those inside branches included.
@@ -80,7 +80,10 @@ class ModelGraph:
         self._new_constants: dict[str, onnx.TensorProto] = {}
         self.staged_ops: set[str] = set()
         self._taken: set[str] | None = None
-        self._present = set(self._protos)
+        # Where the nodes stand: a slot for each of the model's, so that replacing some costs what they are.
+        self._slots = [[node] for node in self._nodes]
+        self._slot_of = {id(node): slot for slot, node in enumerate(self._nodes)}
+        self._producer = {node.outputs[0].name: node for node in self._nodes if node.outputs}
         self._spill = Spill() if kept(proto) else None
         if self._spill is not None:
             model.spills.append(self._spill)
@@ -116,14 +119,24 @@ class ModelGraph:
 
     def holds(self, node: gs.Node) -> bool:
         """Whether a node is in the main graph (and not in a subgraph)."""
-        return id(node) in self._present
+        return id(node) in self._slot_of
+
+    def nodes(self) -> Iterator[gs.Node]:
+        """The nodes of the main graph, in order."""
+        for slot in self._slots:
+            yield from slot
+
+    def producers(self, names: Iterable[str]) -> list[gs.Node]:
+        """The nodes whose first outputs have these names, in the order of the graph."""
+        found = [self._producer[name] for name in names if name in self._producer]
+        return sorted(filter(self.holds, found), key=lambda node: self._slot_of[id(node)])
 
     def _names(self) -> set[str]:
         if self._taken is not None:
             return self._taken
         names = set(self._readers) | set(self._new_constants) | set(self.shapes)
         names |= {tensor.name for tensor in self.model.proto.graph.initializer}
-        for node in self.graph.nodes:
+        for node in self.nodes():
             names.update(tensor.name for tensor in node.outputs)
             names.add(node.name)
         self._taken = names
@@ -161,13 +174,16 @@ class ModelGraph:
 
     def replace(self, old: list[gs.Node], new: list[gs.Node]) -> None:
         """Puts ``new`` where the last of ``old`` stood; the order stays topological."""
-        gone = {id(node) for node in old}
-        self._present -= gone
-        self._present |= {id(node) for node in new}
-        self._names().update(name for node in new for name in (node.name, *(t.name for t in node.outputs)))
-        last = max(i for i, node in enumerate(self.graph.nodes) if id(node) in gone)
-        kept = [node for node in self.graph.nodes[: last + 1] if id(node) not in gone]
-        self.graph.nodes = kept + new + list(self.graph.nodes[last + 1 :])
+        last = max(self._slot_of[id(node)] for node in old)
+        for node in old:
+            slot = self._slots[self._slot_of.pop(id(node))]
+            slot[:] = [other for other in slot if other is not node]
+        self._slots[last] += new
+        for node in new:
+            self._slot_of[id(node)] = last
+            if node.outputs:
+                self._producer[node.outputs[0].name] = node
+            self._names().update((node.name, *(tensor.name for tensor in node.outputs)))
 
     # --- back into the model -----------------------------------------------------------------
 
@@ -177,7 +193,7 @@ class ModelGraph:
         Initializers and ``Constant`` nodes that only removed nodes read are dropped.
         """
         source = self.model.proto
-        nodes = [self._protos.get(id(node)) or _node_proto(node) for node in self.graph.nodes]
+        nodes = [self._protos.get(id(node)) or _node_proto(node) for node in self.nodes()]
         nodes = _drop_unread_constants(nodes, source, self.outputs)
         proto = onnx.ModelProto()
         copy_fields(source, proto, without="graph")

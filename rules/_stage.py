@@ -106,7 +106,7 @@ def insert(
     Returns:
         The names of the node and of its survivors output.
     """
-    old = [node for node in graph.graph.nodes if node.outputs and node.outputs[0].name in site.nodes]
+    old = graph.producers(site.nodes)
     wanted = [site.values, site.output] if site.kind == "top_k" else [site.output]
     made = {tensor.name: tensor for node in old for tensor in node.outputs}
     outputs = [

@@ -318,6 +318,26 @@ def test_many_nodes_take_seconds(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_many_sites_take_seconds(tmp_path: Path) -> None:
+    """What a site costs does not grow with the number of nodes around it."""
+    proto = parser.parse_model(HEAD + "g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }")
+    del proto.graph.node[:]
+    rng = np.random.default_rng(0)
+    sites, x = 8000, "x"
+    for index in range(sites):
+        name = f"w{index}"
+        values = rng.standard_normal((4, 4)).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(values, name))
+        proto.graph.node.add(op_type="MatMul", input=[x, name], output=[f"h{index}"])
+        x = "y" if index == sites - 1 else f"r{index}"
+        proto.graph.node.add(op_type="Relu", input=[f"h{index}"], output=[x])
+    onnx.save(proto, tmp_path / "m.onnx")
+    command = ("optimize", "m.onnx", "o.onnx", "--objective", "flops", "--format", "json")
+    done = run_limited(*command, folder=tmp_path, seconds=30)
+    assert done.returncode == 0, done.stderr
+    assert sum(site["staged"] for site in json.loads(done.stdout)["sites"]) == sites
+
+
 def test_functions_of_another_operator_set_version(caplog: pytest.LogCaptureFixture) -> None:
     proto = mlp()
     body = [helper.make_node("Relu", ["a"], ["b"])]
