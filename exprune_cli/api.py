@@ -269,7 +269,7 @@ def report(
     """
     if threads < 1:
         raise UsageError("threads: must be at least 1")
-    from exprune_cli.latency import latency
+    from exprune_cli.latency import latency, layout_notes
     from exprune_cli.measure import check_interface
     from exprune_cli.measure import measure as run_measure
     from exprune_cli.model import load
@@ -318,6 +318,8 @@ def report(
         result.notes.append(f"{names[0]} is not the file that {names[1]} was made from")
     if dense is not None and data is None:
         result.notes.append("--baseline is compared on samples: give --data as well")
+    if data is not None:
+        result.notes += layout_notes(loaded.proto)
     if data is not None and result.runtime == "function":
         result.notes.append(
             "without the native runtime staged sites ran as ONNX functions: times say nothing of it"

@@ -12,7 +12,7 @@ import onnx
 
 from exprune_cli.errors import ExpruneError
 from exprune_cli.onnxruntime_errors import first_line, from_onnxruntime
-from exprune_cli.sessions import REST, Feeds, open_session
+from exprune_cli.sessions import REST, Feeds, open_session, packs_weights
 from exprune_cli.weights import kept
 
 #: Times that all inputs are run, at most, whenever a large model is open.
@@ -60,7 +60,6 @@ def latency(
     warm_up: int = 3,
     max_seconds: float = 20.0,
     use_runtime: bool = True,
-    prepack: bool = True,
     progress: Progress | None = None,
     stage: str = "timing",
 ) -> Latency:
@@ -80,7 +79,6 @@ def latency(
         warm_up: Untimed runs of each model on the first input.
         max_seconds: Stops after the round in which this time is over.
         use_runtime: Whether staged sites run natively, if the runtime is there.
-        prepack: Whether ``optimized`` may hold weights in a second layout; without, its dense layers are slower.
         progress: Where progress is shown.
         stage: What it is called there.
 
@@ -95,7 +93,7 @@ def latency(
     models = [optimized] if baseline is None else [baseline, optimized]
 
     def open_timer(index: int) -> _Timer:
-        timer = _Timer(models[index], threads, binding, use_runtime, prepack or models[index] is baseline)
+        timer = _Timer(models[index], threads, binding, use_runtime)
         timer.bind(feeds[0])
         for _ in range(warm_up):
             timer.time()
@@ -187,13 +185,20 @@ def _alone(
     return times
 
 
+def layout_notes(proto: onnx.ModelProto) -> list[str]:
+    """A sentence for a report that measured a model in another layout than it will run in; none for most."""
+    note = (
+        "measured without the second layout that ONNX Runtime makes of weights, which would take this model's "
+        "memory twice (session.disable_prepacking): dense layers are faster with it"
+    )
+    return [] if packs_weights(proto) else [note]
+
+
 class _Timer:
     """One model, ready to be timed on a bound input."""
 
-    def __init__(
-        self, proto: onnx.ModelProto, threads: int, binding: bool, use_runtime: bool, prepack: bool
-    ) -> None:
-        self._session = open_session(proto, threads=threads, use_runtime=use_runtime, prepack=prepack)
+    def __init__(self, proto: onnx.ModelProto, threads: int, binding: bool, use_runtime: bool) -> None:
+        self._session = open_session(proto, threads=threads, use_runtime=use_runtime)
         self._outputs = [value.name for value in proto.graph.output]
         self._binding = self._session.io_binding() if binding else None
         self._feeds: Feeds = {}

@@ -31,7 +31,6 @@ from exprune_cli.timing import (
     thread_counts,
     with_rows,
 )
-from exprune_cli.weights import kept
 
 if TYPE_CHECKING:
     from exprune_cli.data import DataSet
@@ -255,11 +254,7 @@ def expected_faster(site: Site, plan: SitePlan) -> bool:
 def is_faster(
     model: Model, proto: onnx.ModelProto, feeds: Sequence[Feeds], progress: Progress | None = None
 ) -> float:
-    """Speed-up of the whole staged model on these inputs: the least of those at ``thread_counts``.
-
-    The dense layer beside a guarded site reads its weights. In a second layout they would be in memory twice,
-    so a large staged model is timed without, which can only make it slower than it will be.
-    """
+    """Speed-up of the whole staged model on these inputs: the least of those at ``thread_counts``."""
     speedups = []
     for threads in thread_counts():
         times = latency(
@@ -272,7 +267,6 @@ def is_faster(
             max_seconds=6.0,
             progress=progress,
             stage="timing the whole model",
-            prepack=not kept(model.proto),
         )
         assert times.speedup is not None
         speedups.append(times.speedup)

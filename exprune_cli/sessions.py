@@ -55,17 +55,15 @@ def open_session(
     addition: onnx.ModelProto | None = None,
     threads: int = 0,
     use_runtime: bool = True,
-    prepack: bool = True,
     where: str = "the model",
 ) -> onnxruntime.InferenceSession:
-    """Opens a CPU session.
+    """Opens a CPU session; a large staged model without a second layout of its weights, see :func:`packs_weights`.
 
     Args:
         proto: The model.
         addition: Merged into the model's end (see :mod:`exprune_cli.instrument`).
         threads: Threads inside an operator; 0 for ONNX Runtime's default.
         use_runtime: Whether staged nodes run natively, if the runtime is there.
-        prepack: Whether ONNX Runtime may hold weights in a second layout, which makes dense layers faster.
         where: The model's name in messages.
 
     Raises:
@@ -76,6 +74,7 @@ def open_session(
         # Serialised, and once more in ONNX Runtime. Protobuf crashes where it gets no memory.
         check_fits(2 * weights, where)
     tail = addition.SerializeToString() if addition is not None else b""
+    prepack = packs_weights(proto)
     alone = in_one_folder(proto) if kept(proto) and _takes_folder() else None
     if alone is not None:
         return _open(alone[0].SerializeToString() + tail, threads, use_runtime, where, prepack, alone[1])
@@ -89,6 +88,17 @@ def open_session(
         with path.open("ab") as file:
             file.write(tail)
         return _open(str(path), threads, use_runtime, where, prepack)
+
+
+def packs_weights(proto: onnx.ModelProto) -> bool:
+    """Whether a session may hold weights in a second layout, which makes dense layers faster.
+
+    A dense layer beside a guarded site reads the same weights. In a second layout they would be in memory
+    twice, which a large staged model has no room for; without, it can only be slower than it will be.
+    """
+    from exprune_cli.staged_nodes import has_staged
+
+    return not (kept(proto) and has_staged(proto.graph.node))
 
 
 def _takes_folder() -> bool:
