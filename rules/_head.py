@@ -24,6 +24,15 @@ def is_last(graph: ModelGraph, linear: Linear, axis: int) -> bool:
     return axis == -1 or (rank is not None and axis == rank - 1)
 
 
+def odd_flag(end: gs.Node) -> Reason | None:
+    """Refuses flags that are neither 0 nor 1: ONNX Runtime reads other numbers as it likes."""
+    for name in ("keepdims", "select_last_index", "largest"):
+        value = end.attrs.get(name, 0)
+        if value not in (0, 1):
+            return Reason("odd-flag", f"its {end.op} has {name} = {value}, which is neither 0 nor 1")
+    return None
+
+
 def constant_k(graph: ModelGraph, top_k: gs.Node) -> int | None:
     """The k of a TopK; None if it is computed."""
     k = small_constant(graph, top_k.inputs[1]) if len(top_k.inputs) > 1 else None

@@ -25,7 +25,7 @@ import dataclasses
 import numpy as np
 import onnx_graphsurgeon as gs
 from exprune_cli.rules._constants import Reason, small_constant
-from exprune_cli.rules._head import constant_k, is_last, read_head
+from exprune_cli.rules._head import constant_k, is_last, odd_flag, read_head
 from exprune_cli.rules._linear import Linear, as_site, only_reader
 from exprune_cli.rules._stage import (
     OP_SUFFIX,
@@ -79,7 +79,7 @@ def check(graph: ModelGraph, linear: Linear) -> Reason | None:
         values = end.outputs[0]
         if values.name and (graph.readers(values) or values.name in graph.outputs):
             return Reason("topk-values", "the values of its TopK are used, not the index alone")
-    return None
+    return odd_flag(end)
 
 
 def site(graph: ModelGraph, linear: Linear) -> Site:

@@ -18,7 +18,7 @@ import dataclasses
 import onnx_graphsurgeon as gs
 from exprune_cli.rules import argmax_gemm
 from exprune_cli.rules._constants import Reason
-from exprune_cli.rules._head import is_last, read_head
+from exprune_cli.rules._head import is_last, odd_flag, read_head
 from exprune_cli.rules._linear import Linear, as_site, only_reader
 
 from exprune_cli.graph import ModelGraph
@@ -54,7 +54,7 @@ def check(graph: ModelGraph, linear: Linear) -> Reason | None:
     axis = int(linear.nodes[-1].attrs.get("axis", 0))
     if not is_last(graph, linear, axis):
         return Reason("argmin-axis", f"its ArgMin does not run over the outputs (axis {axis})")
-    return None
+    return odd_flag(linear.nodes[-1])
 
 
 def site(graph: ModelGraph, linear: Linear) -> Site:

@@ -19,7 +19,7 @@ import dataclasses
 import numpy as np
 import onnx_graphsurgeon as gs
 from exprune_cli.rules._constants import Reason
-from exprune_cli.rules._head import constant_k, is_last, read_head
+from exprune_cli.rules._head import constant_k, is_last, odd_flag, read_head
 from exprune_cli.rules._linear import Linear, as_site, only_reader
 from exprune_cli.rules._stage import insert, quantized_inputs
 
@@ -56,7 +56,7 @@ def check(graph: ModelGraph, linear: Linear) -> Reason | None:
     axis = int(end.attrs.get("axis", -1))
     if not is_last(graph, linear, axis):
         return Reason("topk-axis", f"its TopK does not run over the classes (axis {axis})")
-    return None
+    return odd_flag(end)
 
 
 def site(graph: ModelGraph, linear: Linear) -> Site:

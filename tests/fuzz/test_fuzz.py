@@ -19,6 +19,7 @@ FOUND = {
     "two staged sites with one name in a record": ("record", 130985),
     "a call with more inputs than its function has": ("model", 130301),
     "an input without a type, for which random numbers were to be made": ("model", 242),
+    "an ArgMax with keepdims = -1": ("model", 20006420),
     "a NumPy header with a bracket left open, in a calibration file": ("calibration", 273),
     "a NumPy header with a bracket left open, in sample data": ("data", 1833),
 }

@@ -203,6 +203,27 @@ def test_odd_conv_is_left_alone(name: str) -> None:
     assert not first.staged and first.reason
 
 
+@pytest.mark.parametrize("value", [-1, 2, 2**40])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "y = ArgMax <axis = -1, keepdims = FLAG> (s)",
+        "y = ArgMax <axis = -1, select_last_index = FLAG> (s)",
+        "y = ArgMin <axis = -1, keepdims = FLAG> (s)",
+        "k = Constant <value_ints = [1]> () v, y = TopK <largest = FLAG> (s, k)",
+        "k = Constant <value_ints = [3]> () v, y = TopK <largest = FLAG> (s, k)",
+    ],
+)
+def test_flags_that_are_none(end: str, value: int) -> None:
+    """What ONNX Runtime makes of them depends on the operator."""
+    made = end.replace("FLAG", str(value))
+    proto = parser.parse_model(HEAD + f"g (float[N, 8] x) => (int64[M, K] y) {{ s = MatMul (x, w) {made} }}")
+    weight = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    done = exprune_cli.optimize(proto, objective="flops", test="stats", measure=False)
+    assert not done.staged and "neither 0 nor 1" in done.report.sites[0].reason
+
+
 @pytest.mark.parametrize("name", ["alpha", "beta"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_factors_that_are_no_numbers(name: str, value: float) -> None:
