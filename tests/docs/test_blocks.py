@@ -133,3 +133,9 @@ def test_links_to_files_lead_somewhere() -> None:
         text = page.read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_both_pages_show_the_same_result_of_the_demo() -> None:
+    texts = {page.name: [b.text for b in blocks(page) if b.language == "text"] for page in PAGES}
+    (short,) = texts["start.md"]
+    assert any(short in text for text in texts["README.md"])
