@@ -134,5 +134,7 @@ def after_optimize(
         return NextStep(None, command_line("exprune", "report", source, *options))
     if dry_run:
         return NextStep(None, None)
-    hint = None if data else "to measure what it saves, add --data DIR to the next command"
+    hint = "to measure what it saves, add --data DIR to the next command"
+    if data:
+        hint = "to measure what it saves; samples that it was not made with, given as --data, say it without bias:"
     return NextStep(hint, command_line("exprune", "report", output, "--baseline", source, *options))

@@ -242,7 +242,8 @@ def test_the_next_step_fits_the_state() -> None:
     assert after_report(measured, page=True).lines() == []
     assert after_calibrate("i", "c").lines() == ["next: exprune optimize i i.exprune.onnx --calibration c"]
     done = after_optimize("i", "o", "d", staged=True, dry_run=False)
-    assert done.lines() == ["next: exprune report o --baseline i --data d"]
+    assert done.command == "exprune report o --baseline i --data d"
+    assert done.hint is not None and "samples that it was not made with" in done.hint
     assert len(after_optimize("i", "o", None, staged=True, dry_run=False).lines()) == 2
     assert after_optimize("i", "o", None, staged=True, dry_run=True).lines() == []
     assert after_optimize("i", "o", None, staged=False, dry_run=False).command == "exprune report i"
