@@ -215,6 +215,7 @@ def _finish(
         for site_plan in plans.values():
             site_plan.parameters.clear()
     if job.feeds is not None and proto is not model.proto:
+        # Timed again where sets of sites were: the best of several noisy timings looks faster than it is.
         speedup = never_slower.is_faster(model, proto, job.feeds, job.progress)
         if speedup < 1:
             reason = f"faster alone, but the whole model is slower here ({speedup:.2f}x)"
