@@ -70,25 +70,28 @@ class Gate:
             if drop
             else {"test": "bound", "max_drop": None, "confidence": None, "metric": None}
         )
-        if self.confidence is not None:
-            needed = samples_needed(self.max_drop, self.confidence)
-            problem = f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g}"
-            if samples < needed:
-                return GateError(
-                    f"{problem} from {samples} held-out samples, at least {needed} are needed: give about "
-                    f"{-(-needed * 4 // 3)} in --data, a quarter of which calibrates",
-                    remedy,
-                )
-            problem += f" on {samples} held-out samples"
-        else:
-            problem = (
-                f"no staging keeps the drop within {self.max_drop:g} on {samples} held-out samples "
-                f"(upper limit at {VERIFY_LEVEL:.0%})"
-            )
         way_out = "allow a larger --max-drop or give more samples"
         if drop and least > self.max_drop:
             way_out = f"the safest plan that was tried reaches {least:.2g}: try --max-drop {drop:g} or give more samples"
-        return GateError(f"{problem}: {way_out}", remedy)
+        if self.confidence is None:
+            return GateError(
+                f"no staging keeps the drop within {self.max_drop:g} on {samples} held-out samples "
+                f"(upper limit at {VERIFY_LEVEL:.0%}): {way_out}",
+                remedy,
+            )
+        needed = samples_needed(self.max_drop, self.confidence)
+        if samples < needed:
+            return GateError(
+                f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g} from {samples} "
+                f"held-out samples, at least {needed} are needed: give about {-(-needed * 4 // 3)} in --data, "
+                "a quarter of which calibrates",
+                remedy,
+            )
+        return GateError(
+            f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g} on {samples} "
+            f"held-out samples: {way_out}",
+            remedy,
+        )
 
     def _next_drop(self, samples: int, least: float) -> float | None:
         """A drop that may pass: one that the safest plan has reached and that so many samples can certify."""
