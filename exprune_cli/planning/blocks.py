@@ -11,7 +11,7 @@ at which the energy that the blocks below it really lose, on the images looked a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -94,26 +94,56 @@ def plan_blocks(
                 share = float(shares[count - 1]) if count else 0.0
                 gain = 1 - LENGTHS[length] * (end + (1 - share) * (site.groups - end)) / site.groups
                 if count and gain > saved[i]:
-                    limit = above_limit(score[rank[count - 1]])
                     saved[i] = gain
-                    best[i] = SitePlan(
-                        site.name,
-                        staged=True,
-                        reason=f"checks blocks of {length} positions after {end} of {site.groups} groups",
-                        estimate="prefix",
-                        test="calibrated",
-                        order=order,
-                        ends=(end, site.groups),
-                        block=length,
-                        parameters={
-                            "scale": scale[None].astype(np.float32),
-                            "shift": shift[None].astype(np.float32),
-                            "limit": np.full((1, site.outputs), limit, np.float32),
-                        },
-                        pruned=(share,),
-                        lost_energy=float(cumulated[count - 1]) / (total + 1e-30),
+                    best[i] = checked_once(
+                        site,
+                        order,
+                        end,
+                        {"scale": scale, "shift": shift},
+                        np.full(site.outputs, above_limit(score[rank[count - 1]])),
+                        share,
+                        float(cumulated[count - 1]) / (total + 1e-30),
+                        f"blocks of {length} positions",
                     )
+                    best[i].block = length
     return best
+
+
+def checked_once(
+    site: Site,
+    order: np.ndarray,
+    end: int,
+    fit: Mapping[str, np.ndarray],
+    limits: np.ndarray,
+    share: float,
+    lost: float,
+    what: str,
+) -> SitePlan:
+    """A plan with one check, of blocks.
+
+    Args:
+        site: The site.
+        order: ``[G]``, the order of the groups.
+        end: Groups before the check.
+        fit: ``scale`` and ``shift`` per output, ``[N]`` each.
+        limits: One per row of blocks, ``[N]`` or one per panel.
+        share: Of elements that are decided.
+        lost: Share of the site's energy that is lost.
+        what: Names the blocks.
+    """
+    arrays = {**fit, "limit": limits}
+    return SitePlan(
+        site.name,
+        staged=True,
+        reason=f"checks {what} after {end} of {site.groups} groups",
+        estimate="prefix",
+        test="calibrated",
+        order=order,
+        ends=(end, site.groups),
+        parameters={name: array[None].astype(np.float32) for name, array in arrays.items()},
+        pruned=(share,),
+        lost_energy=lost,
+    )
 
 
 def element_scores(

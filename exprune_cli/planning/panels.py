@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from exprune_cli.observe_blocks import BlockStatistics
-from exprune_cli.planning.blocks import LEAST_SAVING, above_limit, can_be_blocks, element_scores
+from exprune_cli.planning.blocks import LEAST_SAVING, above_limit, can_be_blocks, checked_once, element_scores
 from exprune_cli.sites import PANEL, Site, SitePlan
 
 #: Work on a position of a list against one in a rectangle.
@@ -73,27 +73,19 @@ def plan_panels(
             share = count / len(score)
             gain = 1 - (end + _LIST_COST * (1 - share) * (site.groups - end)) / site.groups
             if count and gain > saved[i]:
-                limit = above_limit(score[rank[count - 1]])
                 saved[i] = gain
-                best[i] = SitePlan(
-                    site.name,
-                    staged=True,
-                    reason=f"checks panels of {PANEL} channels after {end} of {site.groups} groups",
-                    estimate="prefix",
-                    test="calibrated",
-                    order=order,
-                    ends=(end, site.groups),
-                    block=1,
-                    panel=True,
-                    parameters={
-                        "scale": scale[None].astype(np.float32),
-                        "shift": shift[None].astype(np.float32),
-                        "limit": np.full((1, site.outputs // PANEL), limit, np.float32),
-                        "channels": channels,
-                    },
-                    pruned=(share,),
-                    lost_energy=float(cumulated[count - 1]) / (total + 1e-30),
+                best[i] = checked_once(
+                    site,
+                    order,
+                    end,
+                    {"scale": scale, "shift": shift},
+                    np.full(site.outputs // PANEL, above_limit(score[rank[count - 1]])),
+                    share,
+                    float(cumulated[count - 1]) / (total + 1e-30),
+                    f"panels of {PANEL} channels",
                 )
+                best[i].block, best[i].panel = 1, True
+                best[i].parameters["channels"] = channels
     return best
 
 
