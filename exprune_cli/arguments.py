@@ -46,6 +46,11 @@ def check_optimize(
         raise UsageError("--max-drop must be 0 or more, e.g. 0.01 for one percent")
     if confidence is not None and max_drop is None:
         raise UsageError("--confidence needs --max-drop: it is how sure the drop's bound has to be")
+    if confidence is not None and not max_drop:
+        raise UsageError(
+            "--confidence needs a --max-drop above 0: no number of samples certifies that nothing is lost: give e.g. "
+            "0.001, or leave both out and take --test bound, which is lossless"
+        )
     if confidence is not None and not 0 < confidence < 1:
         raise UsageError("--confidence must be between 0 and 1, e.g. 0.95")
     if metric is not None and data is None:

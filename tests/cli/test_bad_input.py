@@ -184,6 +184,7 @@ def test_optimised_twice(fails: Fails, run: Run) -> None:
         (["--max-drop", "-1", "--data", "data"], "--max-drop must be 0 or more"),
         (["--max-drop", "nan", "--data", "data"], "--max-drop must be 0 or more"),
         (["--confidence", "0.9", "--data", "data"], "--confidence needs --max-drop"),
+        (["--max-drop", "0", "--confidence", "0.9", "--data", "data"], "needs a --max-drop above 0"),
         (
             ["--max-drop", "0.01", "--confidence", "95", "--data", "data"],
             "--confidence must be between 0 and 1",
