@@ -58,6 +58,9 @@ _EXPECTED_WEIGHTS = 2**20
 
 #: At other numbers of rows than the one meant a form has to win by this much: there the whole model is not timed.
 OTHER_ROWS = 1.1
+#: A form that wins by this much at the most rows of ``ROWS`` needs no dense layer beside it for more: from there to
+#: 1,024 rows feed-forward layers lost a tenth of their speed-up, and beyond both forms cost the same for every row.
+ANY_ROWS = 1.25
 
 Options = Mapping[str, Sequence[SitePlan]]
 
@@ -139,7 +142,9 @@ def keep_faster(
                 if timing.speedup < MARGIN:
                     safe = dense(site, _slower(timing))
                 else:
-                    safe = _for_all_rows(site, plan, timer, every, meant, shapes, seconds, safe.most_rows)
+                    safe = _for_all_rows(
+                        site, plan, timer, every, meant, timing.speedup, shapes, seconds, safe.most_rows
+                    )
                 if not safe.staged:
                     break
             assert worst is not None
@@ -187,30 +192,35 @@ def _for_all_rows(
     timer: SiteTimer,
     inputs: Sequence[Feeds],
     meant: int,
+    won: float,
     shapes: Mapping[str, Dims],
     seconds: float,
     up_to: int | None = None,
 ) -> SitePlan:
     """A plan that won at ``meant`` rows, made safe for every number of rows that the model may be given.
 
-    ``up_to``: rows above which an earlier timing lost.
+    ``won``: the speed-up there. ``up_to``: rows above which an earlier timing lost.
     """
     if not rows_vary(site, shapes):
         return plan
     there = sum(feed["in_0"].size for feed in inputs) // site.groups
-    faster = 0
+    faster, speedup = 0, 0.0
     for rows in sorted({*ROWS, meant}):
         if up_to is not None and rows > up_to:
             break
-        if rows != meant:
+        if rows == meant:
+            speedup = won
+        else:
             if rows > there:
                 break
-            timing = timer.time(with_rows(inputs, rows, site.transposed_input), seconds / 2)
-            if timing.speedup < OTHER_ROWS:
+            speedup = timer.time(with_rows(inputs, rows, site.transposed_input), seconds / 2).speedup
+            if speedup < OTHER_ROWS:
                 break
         faster = rows
     if faster < meant:
         return dense(site, f"faster at {meant} rows, but not at {rows}")
+    if faster >= ROWS[-1] and speedup >= ANY_ROWS and up_to is None:
+        return plan
     if can_be_guarded(site, plan):
         return dataclasses.replace(plan, most_rows=faster)
     if faster < ROWS[-1]:

@@ -57,30 +57,37 @@ class Clock(SiteTimer):
         return SiteTiming(10.0, 5.0, 2.0 if rows <= self.wins_up_to else 0.9)
 
 
+def for_all_rows(model, clock, inputs, meant, won=2.0, up_to=None):
+    (site,) = match(model).sites
+    shapes = infer_shapes(model.proto)
+    return never_slower._for_all_rows(
+        site, plan_quantized(site), clock, inputs, meant, won, shapes, 0.1, up_to
+    )
+
+
 @pytest.mark.parametrize(
-    ("wins", "rows", "most"), [(4, 1, 4), (4, 4, 4), (5, 3, 4), (1000, 1, 64), (1000, 100, 100)]
+    ("wins", "rows", "most"), [(4, 1, 4), (4, 4, 4), (5, 3, 4), (63, 1, 32), (64, 1, None), (1000, 100, None)]
 )
 def test_the_limit_is_where_winning_ends(wins, rows, most):
-    model = head()
-    (site,) = match(model).sites
     clock = Clock()
     clock.wins_up_to = wins
-    inputs = [{"in_0": np.ones((rows, 64), np.float32)}] * 100
-    plan = never_slower._for_all_rows(
-        site, plan_quantized(site), clock, inputs, rows, infer_shapes(model.proto), 0.1
-    )
+    plan = for_all_rows(head(), clock, [{"in_0": np.ones((rows, 64), np.float32)}] * 100, rows)
     assert plan.staged and plan.most_rows == most
 
 
+@pytest.mark.parametrize(("won", "most"), [(1.2, 64), (1.3, None)])
+def test_without_a_limit_only_what_wins_by_far_at_many_rows(won, most):
+    clock = Clock()
+    clock.wins_up_to = 1000
+    inputs = [{"in_0": np.ones((64, 64), np.float32)}]
+    assert for_all_rows(head(), clock, inputs, 64, won).most_rows == most
+    assert for_all_rows(head(), clock, inputs, 64, won, up_to=64).most_rows == 64
+
+
 def test_a_site_that_wins_only_at_odd_sizes_stays_dense():
-    model = head()
-    (site,) = match(model).sites
     clock = Clock()
     clock.wins_up_to = 1
-    inputs = [{"in_0": np.ones((8, 64), np.float32)}]
-    plan = never_slower._for_all_rows(
-        site, plan_quantized(site), clock, inputs, 8, infer_shapes(model.proto), 0.1
-    )
+    plan = for_all_rows(head(), clock, [{"in_0": np.ones((8, 64), np.float32)}], 8)
     assert not plan.staged and "8 rows" in plan.reason
 
 
@@ -88,8 +95,8 @@ def test_a_fixed_number_of_rows_needs_no_guard():
     model = head(n="2")
     (site,) = match(model).sites
     assert not never_slower.rows_vary(site, infer_shapes(model.proto))
-    plan = plan_quantized(site)
-    assert never_slower._for_all_rows(site, plan, Clock(), [], 2, infer_shapes(model.proto), 0.1) is plan
+    plan = for_all_rows(model, Clock(), [], 2)
+    assert plan.staged and plan.most_rows is None
 
 
 def test_rows_are_cut_from_all_inputs():
@@ -167,14 +174,10 @@ def test_site_inputs_are_what_the_model_computes():
 
 def test_no_row_is_timed_twice():
     """With few inputs the limit is what they are enough for."""
-    model = head()
-    (site,) = match(model).sites
     clock = Clock()
     clock.wins_up_to = 1000
     inputs = [{"in_0": np.ones((1, 64), np.float32)}] * 10
-    plan = never_slower._for_all_rows(
-        site, plan_quantized(site), clock, inputs, 1, infer_shapes(model.proto), 0.1
-    )
+    plan = for_all_rows(head(), clock, inputs, 1)
     assert plan.most_rows == 8
 
 
