@@ -79,6 +79,17 @@ def test_in_a_workflow(folder: Path) -> None:
     assert result is not None
 
 
+def test_a_failed_gate_leaves_a_workflow_without_a_model(folder: Path) -> None:
+    workflow = {
+        "input_model": {"type": "ONNXModel", "model_path": "model.onnx"},
+        "passes": {"s": {"type": "ExpruneStaging", "objective": "flops", "data": "data", "max_drop": 0.0}},
+        "output_dir": "out",
+        "cache_dir": "cache",
+    }
+    assert not run_workflow(workflow, package_config=package_config()).has_output_model()
+    assert not list(Path("out").rglob("*.onnx"))
+
+
 def test_the_package_configuration_is_printed(folder: Path) -> None:
     command = [sys.executable, "-m", "exprune_cli.integrations.olive"]
     printed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
