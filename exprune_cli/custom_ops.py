@@ -17,6 +17,7 @@ from typing import ParamSpec, TypeVar
 from exprune_cli.errors import ExpruneError
 from exprune_cli.onnxruntime_errors import first_line, from_onnxruntime
 from exprune_cli.paths import PathLike
+from exprune_cli.runtime import check_onnxruntime
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -64,10 +65,14 @@ def _try(library: str) -> None:
 
 
 def uses_custom_ops(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
-    """Gives a function's sessions the libraries of its argument ``custom_ops``."""
+    """Gives a function's sessions the libraries of its argument ``custom_ops``.
+
+    It also looks once whether ONNX Runtime is new enough: some steps go on when a session fails.
+    """
 
     @wraps(function)
     def wrapped(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        check_onnxruntime()
         paths = kwargs.get("custom_ops") or ()
         assert isinstance(paths, Sequence)
         with registered([paths] if isinstance(paths, str) else paths):
