@@ -202,32 +202,44 @@ def _verdict(site: Site, y: np.ndarray, offset: np.ndarray) -> tuple[int, int, s
 def head(kind: str, library: str, rng: np.random.Generator) -> tuple[int, int, str]:
     """``PrefixArgMax``, ``ArgMax`` or ``TopK`` over classes that are tied up to rounding."""
     site = Site(rng, 1, 1024)
+    end = int(rng.integers(1, site.groups))
+    if kind == "PrefixArgMax" and rng.random() < 0.5:  # nothing is to come: what is left are the roundings
+        site.x[:, end:] = 0
+        site = Site(rng, 1, 1024, (site.weight, site.x))
     rows = int(rng.choice([1, 24]))
     scale = site.error(np.abs(site.exact[0]))[0]
     width = float(rng.choice([1, 1e3, 1e5]))  # in errors: at the larger ones some are pruned
+    common = 0.0
+    if (
+        rng.random() < 0.4
+    ):  # all have a large bias: then its rounding is what matters, and some of it the width
+        common = scale * 1e8 * float(rng.choice([-1, 1]))
+        width = 1e8 * gamma(site.groups + 2) * float(rng.choice([0.3, 3]))
     with np.errstate(over="ignore"):
-        site.bias = (scale * width * rng.uniform(-1, 1, 1024) - site.exact[0]).astype(np.float32)
+        site.bias = (common + scale * width * rng.uniform(-1, 1, 1024) - site.exact[0]).astype(np.float32)
     k = int(rng.integers(1, 9)) if kind == "TopK" else 1
     inputs: dict = {"X": np.repeat(site.x, rows, axis=0)}
     if kind == "PrefixArgMax":
-        end = int(rng.integers(1, site.groups))
         order = np.arange(site.groups)
         inputs |= {"order": order, "ends": np.array([end, site.groups])}
         inputs |= {"W_head": site.weight[:, :end].copy(), "W_tail": site.weight[:, end:].copy()}
         inputs |= {"bias": site.bias}
         inputs |= bound_parameters(site.weight[:, :, None], order, [end], one_sided=False)
-        index = run(library, "PrefixArgMaxBound", inputs)[0].reshape(rows, 1)
+        *_, index, survivors = run(library, "PrefixArgMaxBound", inputs)
     else:
         codes = quantized_parameters(site.weight, int(rng.choice([6, 8])))
         inputs |= {**codes, "W": site.weight, "bias": site.bias}
         inputs |= {"k": np.array([k], np.int64)} if kind == "TopK" else {}
-        index = run_quantized(library, kind, inputs)[-2].reshape(rows, k)
+        *_, index, survivors = run_quantized(library, kind, inputs)
     score = site.exact[0] + site.bias
     error = site.error(np.abs(site.bias))[0]
     if not (np.isfinite(score).all() and np.abs(score).max() + site.size.max() < 1e38):
         return 0, 0, ""
-    wrong = 0
-    for row in index:
+    # Whoever might be among the best in some order of the sums has to be left for the finish.
+    least = np.partition(score - error, -k)[-k]
+    possible = int((score + error >= least).sum())
+    wrong = max(0, rows * possible - int(survivors[0])) if possible > k else 0
+    for row in index.reshape(rows, k):
         # A class that was left out is surely above one that was taken, whatever the order of the sums. Ours
         # and the dense layer's both err.
         out = np.setdiff1d(np.arange(1024), row)
