@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from exprune_cli import interrupts, never_slower, reporting, structure
+from exprune_cli import interrupts, never_slower, reporting, shapes, structure
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
@@ -38,6 +38,10 @@ def test_numbers_are_those_of_the_code() -> None:
         "types inside types": f"{structure.MAX_TYPE_DEPTH} levels",
         "dimensions of a tensor, elements of a tensor": f"{structure.MAX_RANK}, 2^{structure.MAX_SIZE.bit_length() - 1}",
         "constants and sizes joined by `Concat`": f"2^{structure.MAX_SHAPE_SUM.bit_length() - 1}",
+        "memory of one shape inference": (
+            f"{shapes._MEMORY >> 30} GiB, and {shapes._MEMORY_PER_BYTE} bytes for each byte of the model without "
+            "its weights"
+        ),
         "a trial run on made-up inputs": f"{never_slower._TRIAL_SECONDS:g} s",
         "from a signal to the end of the process": f"{interrupts._GRACE:g} s",
     }.items():
