@@ -145,6 +145,7 @@ def keep_faster(
                     safe = _for_all_rows(
                         site, plan, timer, every, meant, timing.speedup, shapes, seconds, safe.most_rows
                     )
+                del timer  # before the next one takes as much memory
                 if not safe.staged:
                     break
             assert worst is not None

@@ -116,7 +116,9 @@ class SiteTimer:
             nodes=_site_nodes(site, dense.proto),
         )
         staged, _ = rewrite(dense, [alone], {"site": dataclasses.replace(plan, site="site", most_rows=None)})
-        self._sessions = [open_session(dense.proto, threads=threads), open_session(staged, threads=threads)]
+        self._sessions = [open_session(dense.proto, threads=threads)]
+        del dense  # a large head is some hundred MB, and several times that while a session is opened
+        self._sessions.append(open_session(staged, threads=threads))
         self._evict = evict
         self._threads = threads
 
