@@ -164,7 +164,9 @@ def _add_outlook(table: Table, outlook: Outlook | None) -> None:
     if outlook.reduction_limit is not None:
         expected = f", {percent(outlook.reduction_expected)} is expected at a small loss"
         known = expected if outlook.reduction_expected is not None else ""
-        table.add_row("to gain", f"{percent(outlook.reduction_limit)} of the FLOPs at most{known}")
+        table.add_row(
+            "to gain", f"{percent(outlook.reduction_limit)} of the FLOPs at most without loss{known}"
+        )
     for label, texts in (("found", outlook.findings), ("needed", outlook.needs)):
         for index, text in enumerate(texts):
             table.add_row("" if index else label, Text(printable(text)))

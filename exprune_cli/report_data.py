@@ -64,7 +64,7 @@ class Outlook:
         sites: Places that can be staged.
         share: Their share of the model's FLOPs; None if unknown.
         weights_share: Their share of the linear operators' weights.
-        reduction_limit: Share of the model's FLOPs that could be skipped at most; None where unknown.
+        reduction_limit: Share of the model's FLOPs that could be skipped at most with no result changed; None where unknown.
         reduction_expected: Share that is expected to be, at a small loss; None where unknown.
         findings: What was found, in sentences.
         needs: What would bring more, in sentences.
