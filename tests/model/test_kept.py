@@ -14,7 +14,7 @@ from onnx.external_data_helper import ExternalDataInfo, convert_model_to_externa
 from exprune_cli import api, weights
 from exprune_cli.errors import ExpruneError, UsageError
 from exprune_cli.model import load, save
-from exprune_cli.sessions import open_session
+from exprune_cli.sessions import open_session, packs_weights
 from exprune_cli.weights import in_memory, kept, model_bytes
 from tests.corpus.checks import check_valid
 from tests.models import cnn, mlp
@@ -58,6 +58,14 @@ def test_large_weights_are_not_read(outside: Path) -> None:
     whole = {tensor.name: tensor for tensor in mlp().graph.initializer}
     for tensor in model.proto.graph.initializer:
         assert in_memory(tensor).raw_data == whole[tensor.name].raw_data
+
+
+def test_only_large_staged_models_are_opened_without_a_second_layout(outside: Path, tmp_path: Path) -> None:
+    """Beside a staged site a dense layer would have the weights in memory once more."""
+    api.optimize(outside, tmp_path / "out.onnx", test="bound", objective="flops")
+    assert packs_weights(load(outside).proto)
+    assert packs_weights(api.optimize(mlp(), test="bound", objective="flops").model)
+    assert not packs_weights(load(tmp_path / "out.onnx").proto)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +125,8 @@ def test_calibrate_and_report(outside: Path, data: Path, tmp_path: Path) -> None
     assert measured.totals.flops == expected.totals.flops
     assert measured.fidelity is not None and measured.fidelity.agreement == expected.fidelity.agreement
     assert measured.totals.speedup is not None
+    assert any("session.disable_prepacking" in note for note in measured.notes)
+    assert not any("second layout" in note for note in expected.notes)
     assert api.report(outside).totals.flops_dense == api.report(mlp()).totals.flops_dense
 
 
