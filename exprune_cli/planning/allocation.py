@@ -25,9 +25,9 @@ from exprune_cli.sites import Calibration, Site, SitePlan
 OFFERS = tuple(float(value) for value in np.geomspace(2e-5, 0.5, 26))
 #: The knob: predicted loss of the whole model, as a share of changed predictions, or as the
 #: relative error of its outputs. Predictions can be too low by an order of magnitude, so it starts far down.
-LEVELS = tuple(float(value) for value in 3e-4 * 1500 ** (np.arange(-8, 24) / 23))
-#: Steps of a walk that certifies: each is a pass over all held-out samples.
-_WALK = 18
+LEVELS = tuple(float(value) for value in 3e-4 * 1500 ** (np.arange(-16, 47) / 46))
+#: Steps of a walk that certifies: each is a pass over all held-out samples, so it takes every second level.
+_WALK, _EVERY = 18, 2
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def walk_levels(max_drop: float) -> slice:
 
     It starts an order of magnitude below the drop: predictions are rough.
     """
-    first = int(np.searchsorted(LEVELS, max_drop / 10))
-    first = min(first, len(LEVELS) - _WALK)
-    return slice(first, first + _WALK)
+    levels = LEVELS[::_EVERY]
+    first = min(int(np.searchsorted(levels, max_drop / 10)), len(levels) - _WALK)
+    return slice(_EVERY * first, _EVERY * (first + _WALK), _EVERY)
 
 
 def saved_flops(site: Site, plan: SitePlan, rows: float) -> float:
