@@ -110,3 +110,7 @@ def test_a_walk_is_a_bounded_part_of_the_knob(max_drop: float) -> None:
     part = walk_levels(max_drop)
     assert len(LEVELS[part]) == 18
     assert part.start == 0 or LEVELS[part.start] <= max_drop
+    walked = LEVELS[part]
+    assert walked[-1] > 150 * walked[0]  # two orders of magnitude in as many steps, whatever the knob's own
+    if 0.001 <= max_drop <= 0.01:
+        assert walked[0] < max_drop / 5 and walked[-1] > max_drop
