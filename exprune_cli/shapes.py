@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from functools import cache
 
 import onnx
 
@@ -35,6 +36,7 @@ def infer_shapes(proto: onnx.ModelProto, fixed: dict[str, tuple[int, ...]] | Non
         Dims by tensor name: int, a symbol's name, or None for an unknown size. Tensors of
         unknown rank are absent. If the model defeats inference: what it declares itself.
     """
+    _prepare_to_fail()
     skeleton = _skeleton(proto, fixed or {})
     # With values, onnx writes out every vector that goes into a Cast or an Add, element by element, however long
     # a file makes it; what is too long is only seen on the way. Then the shapes do without.
@@ -52,6 +54,16 @@ def infer_shapes(proto: onnx.ModelProto, fixed: dict[str, tuple[int, ...]] | Non
     for initializer in proto.graph.initializer:
         shapes[initializer.name] = tuple(initializer.dims)
     return shapes
+
+
+@cache
+def _prepare_to_fail() -> None:
+    """Has onnx throw once, which sets up what throwing takes: with no memory left that would end the process."""
+    node = onnx.NodeProto(op_type="Relu", input=["x"], output=["y"])  # of a model that imports no operators
+    with contextlib.suppress(Exception):
+        onnx.shape_inference.infer_shapes(
+            onnx.ModelProto(graph=onnx.GraphProto(node=[node])), strict_mode=True
+        )
 
 
 def _makes_large_constants(proto: onnx.ModelProto) -> bool:
