@@ -184,7 +184,7 @@ def test_bad_folders(tmp_path):
     refuse(tmp_path / "none", "no such folder")
     refuse(tmp_path, "has no samples")
     np.save(tmp_path / "a.npy", rows(1))
-    refuse(tmp_path / "a.npy", "is a file: --data takes the folder")
+    refuse(tmp_path / "a.npy", "is a file: data takes the folder")
     two = [("x", TensorProto.FLOAT, ["n", 3]), ("y", TensorProto.FLOAT, ["n", 3])]
     refuse(tmp_path, r"one input, this one has 2 \('x', 'y'\)", *two)
     np.savez(tmp_path / "a.npz", x=rows(1))

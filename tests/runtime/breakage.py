@@ -67,7 +67,7 @@ def _numbers(call: Call, rng: np.random.Generator) -> bool:
         elif value.dtype == np.uint8:
             flat[at] = rng.integers(256)
         elif rng.integers(2):
-            flat[at] = np.clip(flat[at] + rng.integers(-2, 3), -(2**62), 2**62)
+            flat[at] = min(max(int(flat[at]) + int(rng.integers(-2, 3)), -(2**62)), 2**62)
         else:
             flat[at] = INTS[rng.integers(len(INTS))]
     if name == "W" and call.op in ("ConvRelu", "ConvReluPanel", "SparseGemm", "SparseConvThreshold"):
