@@ -71,12 +71,13 @@ def lossy_plans(job: Job, record: Record, max_drop: float | None, gate: Gate) ->
 
     Args:
         job: The run.
-        record: Gets what was measured and, if nothing passes, the lossless test in the other's place.
-        max_drop: The drop that was asked for; None if none was: then a failure falls back on lossless plans.
+        record: Gets what was measured and, where lossless plans stand in, their test in the other's place.
+        max_drop: The drop that was asked for; None if none was.
         gate: What has to hold.
 
     Raises:
-        GateError: Nothing keeps the drop that was asked for, or it cannot be certified.
+        GateError: The drop that was asked for is not kept, and lossless plans cannot stand in: under ``flops``, for a
+            certificate, or where none is faster.
     """
     if job.held_out is None:
         if max_drop is not None:

@@ -25,10 +25,8 @@ def verify(original: Model, proto: onnx.ModelProto) -> None:
     ):
         if [v.SerializeToString() for v in before] != [v.SerializeToString() for v in after]:
             raise ExpruneError(f"internal error: staging changed the model's {what}; please report this")
-    if kept(proto) or byte_size(proto) >= _LARGE:
-        proto = without_weights(proto)
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        _check(proto)
     except Exception as error:  # the checker raises several unrelated types
         if _was_valid(original.proto):
             raise ExpruneError(
@@ -36,11 +34,14 @@ def verify(original: Model, proto: onnx.ModelProto) -> None:
             ) from error
 
 
+def _check(proto: onnx.ModelProto) -> None:
+    large = kept(proto) or byte_size(proto) >= _LARGE
+    onnx.checker.check_model(without_weights(proto) if large else proto, full_check=True)
+
+
 def _was_valid(proto: onnx.ModelProto) -> bool:
-    if kept(proto) or byte_size(proto) >= _LARGE:
-        proto = without_weights(proto)
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        _check(proto)
     except Exception:  # noqa: BLE001  the checker raises several unrelated types
         return False
     return True

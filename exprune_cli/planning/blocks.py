@@ -11,6 +11,7 @@ at which the energy that the blocks below it really lose, on the images looked a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -95,7 +96,7 @@ def plan_blocks(
                 gain = 1 - LENGTHS[length] * (end + (1 - share) * (site.groups - end)) / site.groups
                 if count and gain > saved[i]:
                     saved[i] = gain
-                    best[i] = checked_once(
+                    plan = checked_once(
                         site,
                         order,
                         end,
@@ -105,7 +106,7 @@ def plan_blocks(
                         float(cumulated[count - 1]) / (total + 1e-30),
                         f"blocks of {length} positions",
                     )
-                    best[i].block = length
+                    best[i] = dataclasses.replace(plan, block=length)
     return best
 
 

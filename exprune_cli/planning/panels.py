@@ -8,6 +8,7 @@ that is still low (a channel's own place does not matter, the kernel writes each
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,7 +75,7 @@ def plan_panels(
             gain = 1 - (end + _LIST_COST * (1 - share) * (site.groups - end)) / site.groups
             if count and gain > saved[i]:
                 saved[i] = gain
-                best[i] = checked_once(
+                plan = checked_once(
                     site,
                     order,
                     end,
@@ -84,8 +85,8 @@ def plan_panels(
                     float(cumulated[count - 1]) / (total + 1e-30),
                     f"panels of {PANEL} channels",
                 )
-                best[i].block, best[i].panel = 1, True
-                best[i].parameters["channels"] = channels
+                parameters = {**plan.parameters, "channels": channels}
+                best[i] = dataclasses.replace(plan, block=1, panel=True, parameters=parameters)
     return best
 
 
