@@ -99,7 +99,7 @@ def latency(
             timer.time()
         return timer
 
-    if len(models) > 1 and any(kept(model) for model in models):
+    if len(models) > 1 and any(isinstance(model, onnx.ModelProto) and kept(model) for model in models):
         times = _alone(open_timer, feeds, progress, stage, max_seconds)
     else:
         total = max(rounds, -(-min_runs // len(feeds)))
