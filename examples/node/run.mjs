@@ -1,4 +1,4 @@
-// node run.mjs MODEL IMAGES: classifies raw float32 images of 32 x 32.
+// node run.mjs MODEL IMAGES: classifies raw float32 images of 32 x 32, without the runtime.
 import { readFile } from "node:fs/promises";
 import * as ort from "onnxruntime-node";
 

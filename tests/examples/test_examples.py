@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -20,6 +21,7 @@ from exprune_cli.runtime import runtime_available, runtime_library, session
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
+NODE = EXAMPLES / "node"
 #: ONNX Runtime's headers and C# sources, by way of a package on npm that ships both.
 PACKAGE = ROOT / "build" / "headers" / "node_modules" / "com.github.asus4.onnxruntime"
 
@@ -40,16 +42,31 @@ def case(
 
 
 def test_node(case: tuple[Path, Path, list[int]]) -> None:
-    if shutil.which("node") is None or not (EXAMPLES / "node" / "node_modules" / "onnxruntime-node").is_dir():
-        pytest.skip("needs node and 'npm install --ignore-scripts' in examples/node")
+    _needs_node("onnxruntime-node")
     model, images, classes = case
-    assert _output(["node", EXAMPLES / "node" / "run.mjs", model, images]) == classes
+    assert _output(["node", NODE / "run.mjs", model, images]) == classes
+
+
+def test_node_with_the_runtime(case: tuple[Path, Path, list[int]], tmp_path: Path) -> None:
+    _needs_node("onnxruntime-node", "koffi")
+    if not runtime_available():
+        pytest.skip("the native runtime is not built here")
+    model, images, classes = case
+    # Without its functions the file runs on the kernels or not at all.
+    bare = onnx.load(model)
+    del bare.functions[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    command = ["node", NODE / "native.mjs", tmp_path / "bare.onnx", images]
+    assert _output([*command, runtime_library()]) == classes
+    for library, named in (((), "com.exprune"), (("none.so",), "none.so")):
+        done = subprocess.run([*command, *library], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert f"Error: {'Failed to load library' if library else ''}" in done.stderr
+        assert named in done.stderr
 
 
 def test_node_still_has_no_custom_op_libraries() -> None:
-    types = (
-        EXAMPLES / "node" / "node_modules" / "onnxruntime-common" / "dist" / "cjs" / "inference-session.d.ts"
-    )
+    types = NODE / "node_modules" / "onnxruntime-common" / "dist" / "cjs" / "inference-session.d.ts"
     if not types.is_file():
         pytest.skip("needs 'npm install --ignore-scripts' in examples/node")
     assert not re.search(r"custom.?op", types.read_text(), re.IGNORECASE), (
@@ -120,6 +137,12 @@ def test_csharp_uses_names_that_exist() -> None:
     assert {"RegisterCustomOpLibrary", "CreateTensorValueFromMemory", "OutputNames", "Run"} <= members
     for name in {*members, "GetTensorDataAsSpan", "InferenceSession", "RunOptions", "SessionOptions"}:
         assert re.search(rf"public [^\n=;]*\b{name}\b", public), name
+
+
+def _needs_node(*packages: str) -> None:
+    missing = [name for name in packages if not (NODE / "node_modules" / name).is_dir()]
+    if shutil.which("node") is None or missing:
+        pytest.skip("needs node and 'npm install --ignore-scripts' in examples/node")
 
 
 def _output(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> list[int]:
