@@ -43,15 +43,20 @@ class Bounds:
         if self.min_speedup is not None and not (data and baseline):
             raise UsageError("--min-speedup needs --data and --baseline: both models are timed")
 
+    def failure(self, report: Report) -> GateError | None:
+        """The error of a report that leaves a bound; it says for each which, the value, and what to do."""
+        broken = list(self._broken(report))
+        return GateError(f"{report.model}: {'; '.join(broken)}") if broken else None
+
     def check(self, report: Report) -> None:
         """Checks a report.
 
         Raises:
-            GateError: It leaves a bound; the message says for each which, the value, and what to do.
+            GateError: It leaves a bound.
         """
-        broken = list(self._broken(report))
-        if broken:
-            raise GateError(f"{report.model}: {'; '.join(broken)}")
+        error = self.failure(report)
+        if error is not None:
+            raise error
 
     def _broken(self, report: Report) -> Iterator[str]:
         totals = report.totals

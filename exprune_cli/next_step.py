@@ -73,6 +73,22 @@ def after_report(report: Report, *, page: bool = False) -> NextStep:
     return NextStep("to see it as a page, with charts:", command_line("exprune", *words))
 
 
+def after_gate(report: Report, max_drop: float | None = None) -> NextStep:
+    """What may bring a report within the bounds that it has left.
+
+    Args:
+        report: The report.
+        max_drop: The drop that it was held to, if any.
+    """
+    if not report.optimized:
+        return _after_untouched(report)
+    if report.baseline is None or report.data is None:
+        return after_report(report)
+    drop = SUGGESTED_DROP if max_drop is None or max_drop <= 0 else f"{max_drop:g}"
+    words = ["exprune", "optimize", report.baseline, report.model, "--data", report.data, "--max-drop", drop]
+    return NextStep(None, command_line(*words))
+
+
 def _after_untouched(report: Report) -> NextStep:
     outlook, model = report.outlook, report.model
     words = ["exprune", "optimize", model, beside(model)]

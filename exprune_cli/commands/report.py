@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from exprune_cli.commands.common import explain, quiet, with_custom_ops, with_verbosity
-from exprune_cli.errors import ExpruneError, GateError
+from exprune_cli.errors import ExpruneError
 
 
 def _print_schema(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -85,7 +85,7 @@ def report(
     """
     from exprune_cli import api, render
     from exprune_cli.gates import Bounds
-    from exprune_cli.next_step import after_report
+    from exprune_cli.next_step import after_gate, after_report
     from exprune_cli.paths import check_output
     from exprune_cli.progress import Progress
 
@@ -97,6 +97,7 @@ def report(
     with Progress(False if quiet() else None) as progress:
         done = api.report(model, baseline, data, threads, custom_ops=custom_ops, progress=progress)
     explain(done)
+    left = bounds.failure(done)
     if format == "json":
         text = render.to_json(done)
     elif format == "html":
@@ -105,18 +106,15 @@ def report(
         text = to_html(done)
     else:
         text = render.to_table(done, None if output is not None else sys.stdout)
-        text += "" if quiet() else "\n" + "\n".join(after_report(done).lines())
+        text += "" if quiet() or left is not None else "\n" + "\n".join(after_report(done).lines())
     if output is None:
         render.write_line(text.rstrip("\n"))
     else:
         _write(text, output)
-    try:
-        bounds.check(done)
-    except GateError as error:
-        # A printed table ends with it.
-        if not quiet() and (format != "table" or output is not None):
-            error.next_command = after_report(done, page=format == "html").command
-        raise
+    if left is not None:
+        if not quiet():
+            left.next_command = after_gate(done, max_drop).command
+        raise left
 
 
 def _write(text: str, output: str) -> None:

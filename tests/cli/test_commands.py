@@ -183,12 +183,35 @@ def test_a_failed_gate_ends_with_a_command_that_passes(run: Run, folder: Path) -
 
 def test_a_gate_of_report_ends_with_a_command(run: Run, folder: Path) -> None:
     assert run("optimize", "mlp.onnx", "o.onnx", "--objective", "flops", "--no-measure").code == 0
-    table = run("report", "o.onnx", "--min-staged", "9")
-    assert table.code == 1 and table.out.splitlines()[-1] == "next: exprune report o.onnx"
-    assert table.err.count("\n") == 1
-    as_json = run("report", "o.onnx", "--min-staged", "9", "--format", "json")
-    assert as_json.code == 1 and as_json.err.splitlines()[-1] == "next: exprune report o.onnx"
-    assert json.loads(as_json.out)["model"] == "o.onnx"
+    for form in ("table", "json", "html"):
+        failed = run("report", "o.onnx", "--min-staged", "9", "--format", form)
+        error, proposed = failed.err.splitlines()
+        assert failed.code == 1 and "--min-staged 9" in error and proposed == "next: exprune report o.onnx"
+        assert "next: " not in failed.out and failed.out
+        assert form != "json" or json.loads(failed.out)["model"] == "o.onnx"
+    assert "next: " not in run("report", "o.onnx", "--min-staged", "9", "-q").err
+
+
+def test_a_gate_of_a_measured_report_ends_with_how_to_make_the_model_again(run: Run, folder: Path) -> None:
+    assert run("optimize", "mlp.onnx", "o.onnx", "--objective", "flops", "--no-measure").code == 0
+    words = [
+        "report",
+        "o.onnx",
+        "--baseline",
+        "mlp.onnx",
+        "--data",
+        "data",
+        "--format",
+        "html",
+        "--min-saving",
+        "0.99",
+    ]
+    failed = run(*words)
+    proposed = failed.err.splitlines()[-1]
+    assert failed.code == 1
+    assert proposed == "next: exprune optimize mlp.onnx o.onnx --data data --max-drop 0.01"
+    held = run(*words, "--max-drop", "0.03").err.splitlines()[-1]
+    assert held == "next: exprune optimize mlp.onnx o.onnx --data data --max-drop 0.03"
 
 
 def test_a_metric_of_the_users_own(run: Run, folder: Path) -> None:
