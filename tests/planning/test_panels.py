@@ -5,25 +5,24 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
 
 from exprune_cli.block_plans import exact_plans, with_blocks
-from exprune_cli.data import open_data
-from exprune_cli.flops import dense_site_flops, spent_flops
 from exprune_cli.match import match
-from exprune_cli.model import load
 from exprune_cli.observe import observe
 from exprune_cli.planning import blocks, panels
 from exprune_cli.planning.relu import dense
-from exprune_cli.rewrite import rewrite
 from exprune_cli.static import static_shapes
 from exprune_cli.timing import SiteTiming
 from exprune_cli.together import keep_together
-from tests.models import build
 
-from .test_blocks import _site, _statistics
+from .chunked import (
+    check_exact_on_the_model,
+    check_plans_on_the_model,
+    conv_site,
+    smooth_case,
+    smooth_statistics,
+)
 
 BUDGETS = (0.001, 0.01, 0.1)
 
@@ -48,9 +47,9 @@ def test_channels_that_are_low_together_share_a_panel(seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_plan_keeps_its_budget(seed):
-    site = dataclasses.replace(_site(outputs=32), bias=np.linspace(-2.5, -1.5, 32).astype(np.float32))
+    site = dataclasses.replace(conv_site(outputs=32), bias=np.linspace(-2.5, -1.5, 32).astype(np.float32))
     ends = blocks.candidate_ends(site.groups)
-    statistics = _statistics(site, ends, seed=seed)
+    statistics = smooth_statistics(site, ends, seed=seed)
     plans = panels.plan_panels(site, np.arange(site.groups), ends, statistics, BUDGETS, seed)
     energy = np.maximum(statistics.final + statistics.offset, 0) ** 2
     for budget, plan in zip(BUDGETS, plans, strict=True):
@@ -69,78 +68,31 @@ def test_a_plan_keeps_its_budget(seed):
 
 
 def test_only_whole_panels():
-    assert panels.can_be_panels(_site(outputs=32)) and not panels.can_be_panels(_site(outputs=24))
-    assert [plan.panel for plan in exact_plans(_site(outputs=32))] == [False, True]
-    assert [plan.panel for plan in exact_plans(_site(outputs=24))] == [False]
+    assert panels.can_be_panels(conv_site(outputs=32)) and not panels.can_be_panels(conv_site(outputs=24))
+    assert [plan.panel for plan in exact_plans(conv_site(outputs=32))] == [False, True]
+    assert [plan.panel for plan in exact_plans(conv_site(outputs=24))] == [False]
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    """A model of two Convs, one with a residual and a stride, and smooth images."""
-    model = build(
-        """g (float[N, 4, 12, 12] x) => (float[N, 32, 6, 6] y) {
-          a = Conv <pads: ints = [1, 1, 1, 1], strides: ints = [2, 2]> (x, w1, b1)
-          r = Relu (a)
-          b = Conv <pads: ints = [1, 1, 1, 1]> (r, w2, b2)
-          c = Add (b, r)
-          y = Relu (c)
-        }""",
-        {"w1": (32, 4, 3, 3), "b1": (32,), "w2": (32, 32, 3, 3), "b2": (32,)},
-    )
-    rng = np.random.default_rng(3)
-    images = np.cumsum(np.cumsum(rng.standard_normal((60, 4, 12, 12)), axis=2), axis=3).astype(np.float32) / 8
-    folder = tmp_path_factory.mktemp("images")
-    np.savez(folder / "images.npz", x=images)
-    loaded = load(model)
-    return loaded, open_data(folder, loaded.proto), images
+    return smooth_case(tmp_path_factory.mktemp("images"), size=12, outputs=32, stride=2)
 
 
 def test_plans_do_on_the_model_what_they_say(case):
-    runtime = pytest.importorskip("exprune_cli.runtime")
-    if not runtime.runtime_available():
-        pytest.skip("the runtime is not built")
-    model, data, images = case
+    model, data, _ = case
     sites = match(model).sites
     steps = [{site.name: dense(site, "") for site in sites} for _ in BUDGETS]
     steps = with_blocks(model, sites, steps, BUDGETS, observe(model, sites, data), data, 0)
     plans = {name: plan.alternatives[0] for name, plan in steps[-1].items()}
     assert all(plan.panel for plan in plans.values()) and any(plan.block for plan in plans.values())
-    proto, records = rewrite(model, sites, plans)
-    onnx.checker.check_model(proto, full_check=True)
-    staged = [record for record in records if plans[record.name].block]
-    for record in staged:
-        proto.graph.output.append(
-            onnx.helper.make_tensor_value_info(record.survivors, onnx.TensorProto.INT64, None)
-        )
-    native = runtime.session(proto.SerializeToString())
-    plain = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    got, want = native.run(None, {"x": images}), plain.run(None, {"x": images})
-    assert (np.abs(got[0] - want[0]) > 1e-4).mean() < 0.01
-    rows = len(images) * 36
-    for record, one, other in zip(staged, got[1:], want[1:], strict=True):
-        assert abs(int(one[0]) - int(other[0])) <= 0.01 * rows * record.outputs
-        share = 1 - one[0] / (rows * record.outputs)
-        assert abs(share - record.pruned[0]) < 0.05
-        end, full = record.ends[0], dense_site_flops(record, rows)
-        spent = full * (end + (1 - share) * (record.groups - end)) / record.groups
-        assert spent_flops(record, rows, [float(one[0])]) == pytest.approx(spent + 6 * rows * record.outputs)
+    check_plans_on_the_model(case, plans)
 
 
 def test_exact_costs_what_dense_costs(case):
-    model, _, images = case
-    sites = match(model).sites
+    sites = match(case[0]).sites
     plans = {site.name: panels.exact_panel_plan(site) for site in sites}
-    proto, records = rewrite(model, sites, plans)
-    assert [node.op_type for node in proto.graph.node] == ["ConvReluPanel", "ConvReluPanel"]
-    for record in records:
-        assert spent_flops(record, 7, [0.0]) == dense_site_flops(record, 7)
-    shape_of = static_shapes(proto, batch=2)
-    assert list(shape_of(sites[-1].output)) == [2, 32, 6, 6]
-    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    dense_session = ort.InferenceSession(model.proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(
-        session.run(None, {"x": images})[0], dense_session.run(None, {"x": images})[0], atol=1e-4
-    )
+    proto = check_exact_on_the_model(case, plans, "ConvReluPanel")
+    assert list(static_shapes(proto, batch=2)(sites[-1].output)) == [2, 32, 6, 6]
 
 
 def test_convs_that_win_little_are_left_where_the_whole_model_loses(case):
