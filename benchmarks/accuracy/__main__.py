@@ -28,8 +28,8 @@ from exprune_cli.model import load
 TRIALS, QUICK_TRIALS = 500, 4
 
 
-def run(case: Case, methods: list[str], trials: int, quick: bool) -> list[Result]:
-    """All methods on one model."""
+def run(case: Case, methods: list[str], trials: int, quick: bool, full: bool = False) -> list[Result]:
+    """All methods on one model; ``full``: trials on all samples that candidates are chosen on."""
     model = load(case.folder / case.model)
     data, test = (
         samples(open_data(case.folder / folder, model.proto), originals)
@@ -37,7 +37,7 @@ def run(case: Case, methods: list[str], trials: int, quick: bool) -> list[Result
             (case.calibration, case.test), case.originals or (None, None), strict=True
         )
     )
-    tuned, validated = case.tuned, case.validated
+    tuned, validated = case.validated if full else case.tuned, case.validated
     if quick:
         tuned, validated, few = case.quick
         data, test = data.take(2 * validated + 16, 0), test.take(few, 0)
@@ -118,6 +118,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, help=f"of the tuner [default: {TRIALS}; quick: {QUICK_TRIALS}]")
     parser.add_argument("--quick", action="store_true", help="few samples and trials")
     parser.add_argument(
+        "--full", action="store_true", help="tune on all samples that candidates are chosen on: hours"
+    )
+    parser.add_argument(
         "-o", "--output", type=Path, default=Path("accuracy"), help="folder of tables and plots"
     )
     args = parser.parse_args(arguments)
@@ -130,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in names:
         start = time.perf_counter()
         with threadpool_limits(limits=1, user_api="blas"):  # all methods on one thread: CPU times compare
-            results = run(cases[name], args.method or list(METHODS), trials, args.quick)
+            results = run(cases[name], args.method or list(METHODS), trials, args.quick, args.full)
         text = table(name, results)
         print(text, f"({time.perf_counter() - start:.0f} s)\n", sep="\n", flush=True)
         file = "".join(c if c.isalnum() else "_" for c in name)

@@ -94,7 +94,7 @@ class SimulatedScorer:
     """
 
     def __init__(
-        self, model: Model, samples: Samples, baseline: Baseline, metric: str | None = None, batch: int = 20
+        self, model: Model, samples: Samples, baseline: Baseline, metric: str | None = None, batch: int = 4
     ) -> None:
         self._model, self._samples, self._metric = model, samples, metric
         self._batches: list[tuple[Batch, list[np.ndarray]]] = []

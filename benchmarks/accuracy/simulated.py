@@ -137,25 +137,20 @@ class _Builder:
         """All nodes, the site's last one among them."""
         site, end = self.site, self.end
         total = end.input[0]
-        undecided = self._head(total) if site.kind == "argmax" else self._relu()
         dense = onnx.NodeProto()
         dense.CopyFrom(end)
         if site.kind == "argmax":
-            masked = self._op(
-                "Where", [undecided, total, self._constant("low", np.float32(-np.inf))], "masked"
-            )
-            dense.input[0] = masked
+            low = self._constant("low", np.float32(-np.inf))
+            dense.input[0] = self._op("Where", [self._head(total), total, low], "masked")
             return [*self._nodes, dense]
+        decided = self._relu()
         position = list(end.output).index(site.output)
         dense.output[position] = self._name("dense")
-        self._nodes.append(dense)
         zero = self._constant("zero", np.float32(0))
-        self._nodes.append(
-            helper.make_node(
-                "Where", [undecided, self._name("dense"), zero], [site.output], self._name("Where")
-            )
+        where = helper.make_node(
+            "Where", [decided, zero, self._name("dense")], [site.output], self._name("Where")
         )
-        return self._nodes
+        return [*self._nodes, dense, where]
 
     # --- pieces ---
 
@@ -181,16 +176,11 @@ class _Builder:
     def _product(self, x: str, weight: np.ndarray, part: str, group: int = 1) -> str:
         conv = self.site.conv
         if conv is None:
-            return self._op(
-                "MatMul", [x, self._constant(part + " w", np.ascontiguousarray(weight[:, :, 0].T))], part
-            )
+            flat = np.ascontiguousarray(weight[:, :, 0].T)
+            return self._op("MatMul", [x, self._constant(part + " w", flat)], part)
         shaped = weight.reshape(*weight.shape[:2], *conv.kernel)
         attributes = {"strides": conv.strides, "dilations": conv.dilations, "pads": conv.pads, "group": group}
         return self._op("Conv", [x, self._constant(part + " w", shaped)], part, **attributes)
-
-    def _offset(self) -> str:
-        bias = self._constant("bias", self.site.bias.astype(np.float32).reshape(self._shape))
-        return self._op("Add", [self.site.offset, bias], "offset") if self.site.offset else bias
 
     def _cut(self) -> str:
         shape = self._constant("shape", np.array(self._shape, np.int64))
@@ -199,56 +189,62 @@ class _Builder:
     def _scalar(self, value: float) -> str:
         return self._constant(f"number {value!r}", np.float32(value))
 
-    def _count(self, decided: str, per_row: str) -> None:
-        number = self._op("Cast", [decided], "decided number", to=TensorProto.FLOAT)
-        for kind, source in (("decided", number), ("rows", per_row)):
+    def _bias(self, share: float) -> str:
+        """The bias times ``share``, shaped as an output's axis is."""
+        return self._constant("bias", (self.site.bias * share).astype(np.float32).reshape(self._shape))
+
+    def _with_offset(self, partial: str, share: float) -> str:
+        """``partial`` and a share of the offset that the model computes, if it does."""
+        if not self.site.offset:
+            return partial
+        offset = self._op("Mul", [self.site.offset, self._scalar(share)], "offset share")
+        return self._op("Add", [partial, offset], "with offset")
+
+    def _total(self, values: str, part: str) -> str:
+        return self._op("ReduceSum", [values], part, keepdims=0)
+
+    def _count(self, like: str, decided: Callable[[str], str]) -> None:
+        """Counts outputs and rows; ``decided`` makes the former of the number of rows."""
+        size = self._op("Cast", [self._op("Size", [like], "size")], "outputs", to=TensorProto.FLOAT)
+        rows = self._op("Div", [size, self._scalar(float(self.site.outputs))], "row number")
+        for kind, source in (("decided", decided(size)), ("rows", rows)):
             name = f"{kind} {self.site.name}"
-            self._nodes.append(helper.make_node("ReduceSum", [source], [name], name + " node", keepdims=0))
-
-    def _per_row(self, like: str) -> str:
-        """One per output position: what the rows are counted by."""
-        part = self._op("Cast", [like], "ones source", to=TensorProto.FLOAT)
-        axes = [1] if self.site.conv else [-1]
-        sums = self._op("ReduceMax", [part], "row value", axes=axes)
-        none = self._op("Mul", [sums, self._scalar(0.0)], "row zero")
-        return self._op("Add", [none, self._scalar(1.0)], "row one")
-
-    def _prefix(self) -> tuple[str, str]:
-        """The input and the sums of the first groups."""
-        x = self._head_x()
-        return x, self._product(x, self.weight[:, :K], "partial")
+            self._nodes.append(helper.make_node("Identity", [source], [name], name + " node"))
 
     def _relu(self) -> str:
-        site, groups = self.site, self.site.groups
-        offset, cut = self._offset(), self._cut()
+        """Which outputs are decided to be zero, with as few passes over all outputs as it takes."""
+        site, cut, weight = self.site, self._cut(), self.weight
         if self.rule.kept is not None:
-            partial = self._product(site.input, np.where(self.rule.kept, self.weight, 0), "partial")
-            value = self._op("Add", [partial, offset], "value")
-            decided = self._op("Less", [value, cut], "pruned")
+            partial = self._product(site.input, np.where(self.rule.kept, weight, 0), "partial")
+            limit = self._op("Sub", [cut, self._bias(1.0)], "limit")
+            decided = self._op("Less", [self._with_offset(partial, 1.0), limit], "pruned")
         elif self.rule.test == "threshold":
-            _, partial = self._prefix()
-            scaled = self._op("Mul", [partial, self._scalar(1 / K)], "mean part")
-            share = self._op("Mul", [offset, self._scalar(1 / groups)], "offset share")
-            decided = self._op("Less", [self._op("Add", [scaled, share], "mean"), cut], "pruned")
+            partial = self._product(self._head_x(), weight[:, :K] / K, "partial")
+            limit = self._op("Sub", [cut, self._bias(1 / site.groups)], "limit")
+            mean = self._with_offset(partial, 1 / site.groups)
+            decided = self._op("Less", [mean, limit], "pruned")
         else:
-            x, partial = self._prefix()
-            mean = self._op("Mul", [partial, self._scalar(1 / K)], "mean part")
-            share = self._op("Mul", [offset, self._scalar(1 / groups)], "offset share")
-            mean = self._op("Add", [mean, share], "mean")
+            # All over sqrt(K - 1), so that the variance of the mean is a difference of two squares.
+            root = float(np.sqrt(K - 1))
+            x, share = self._head_x(), 1 / (site.groups * root)
+            partial = self._product(x, weight[:, :K] / (K * root), "partial")
             error = self._error(partial, self._squares(x), "")
-            decided = self._op("Less", [mean, self._op("Mul", [error, cut], "limit")], "pruned")
-        self._count(decided, self._per_row(decided))
-        return self._op("Not", [decided], "undecided")
+            limit = self._op("Mul", [error, self._op("Div", [cut, self._scalar(root)], "z")], "quantile")
+            limit = self._op("Sub", [limit, self._bias(share)], "limit")
+            decided = self._op("Less", [self._with_offset(partial, share), limit], "pruned")
+        number = self._op("Cast", [decided], "decided number", to=TensorProto.FLOAT)
+        self._count(decided, lambda size: self._total(number, "all decided"))
+        return decided
 
     def _squares(self, x: str) -> str:
-        """Sums of the squared terms, a term being one group's contribution."""
+        """Sums of the squared terms over ``K (K - 1)``, a term being one group's contribution."""
         if self.site.conv is None:
             squared = self._op("Mul", [x, x], "x squared")
-            return self._product(squared, np.square(self.weight[:, :K]), "squares")
+            return self._product(squared, np.square(self.weight[:, :K]) / (K * (K - 1)), "squares")
         outputs, taps = self.site.outputs, self.site.taps
         # Group by group: the outputs of input channel g are g * N to (g + 1) * N.
         apart = self.weight[:, :K].transpose(1, 0, 2).reshape(K * outputs, 1, taps)
-        terms = self._product(x, apart, "terms", group=K)
+        terms = self._product(x, apart / np.float32(np.sqrt(K * (K - 1))), "terms", group=K)
         square = self._op("Mul", [terms, terms], "terms squared")
         sizes = np.array([0, K, outputs, -1], np.int64)
         sums = self._op("Reshape", [square, self._constant("sizes", sizes)], "terms apart")
@@ -258,45 +254,52 @@ class _Builder:
         shape = self._op("Shape", [self._name("partial")], "partial shape")
         return self._op("Reshape", [sums, shape], "squares")
 
-    def _error(self, partial: str, squares: str, part: str) -> str:
-        """Standard error of the terms' mean."""
-        square = self._op("Mul", [partial, partial], part + "partial squared")
-        off = self._op("Mul", [square, self._scalar(1 / K)], part + "mean square")
-        spread = self._op("Sub", [squares, off], part + "spread")
-        variance = self._op("Mul", [spread, self._scalar(1 / (K * (K - 1)))], part + "variance")
+    def _error(self, mean: str, squares: str, part: str) -> str:
+        """Standard error of the terms' mean; ``mean`` is it over ``sqrt(K - 1)``."""
+        square = self._op("Mul", [mean, mean], part + "mean square")
+        variance = self._op("Sub", [squares, square], part + "variance")
         return self._op("Sqrt", [self._op("Relu", [variance], part + "positive")], part + "error")
 
     def _head(self, total: str) -> str:
         """Dominance Prediction: classes that lose against the leader; a row with one class left is decided."""
         site = self.site
-        x, partial = self._prefix()
-        bias = self._constant("bias share", (site.bias / site.groups).astype(np.float32))
-        mean = self._op("Add", [self._op("Mul", [partial, self._scalar(1 / K)], "mean part"), bias], "mean")
-        lead = self._op("ReduceMax", [mean], "lead", axes=[-1])
-        behind = self._op("Sub", [mean, lead], "behind")
+        x = self._head_x()
+        last = self._constant("axes -1", np.array([-1], np.int64))
         if self.rule.test == "threshold":
-            lost = self._op("Less", [behind, f"cut {site.name}"], "lost")
+            mean = self._product(x, self.weight[:, :K] / K, "partial")
+            mean = self._op("Add", [mean, self._bias(1 / site.groups)], "mean")
+            lead = self._op("ReduceMax", [mean], "lead", axes=[-1])
+            limit = self._op("Add", [lead, f"cut {site.name}"], "limit")
+            lost = self._op("Less", [mean, limit], "lost")
         else:
-            weight = np.ascontiguousarray(self.weight[:, :K, 0])
-            leader = self._op("ArgMax", [mean], "leader", axis=-1, keepdims=0)
-            own = self._op("Gather", [self._constant("rows", weight), leader], "own weights", axis=0)
-            squared = self._op("Mul", [x, x], "x squared")
-            squares = self._product(squared, np.square(self.weight[:, :K]), "squares")
-            cross = self._product(self._op("Mul", [squared, own], "x own"), self.weight[:, :K], "cross")
-            of_leader = self._op("Mul", [self._op("Mul", [squared, own], "x own 2"), own], "own terms")
-            last = self._constant("axes -1", np.array([-1], np.int64))
-            of_leader = self._op("ReduceSum", [of_leader, last], "own squares")
-            both = self._op("Add", [squares, of_leader], "both")
-            square = self._op("Sub", [both, self._op("Mul", [cross, self._scalar(2.0)], "cross 2")], "square")
-            top = self._op("ReduceSum", [self._op("Mul", [x, own], "x top"), last], "top")
-            difference = self._op("Sub", [partial, top], "difference")
-            error = self._error(difference, square, "head ")
-            lost = self._op("Less", [behind, self._op("Mul", [error, f"cut {site.name}"], "limit")], "lost")
+            lost = self._head_stats(x, last)
         kept = self._op("Not", [lost], "kept")
         number = self._op("Cast", [kept], "kept number", to=TensorProto.FLOAT)
-        last = self._constant("axes -1", np.array([-1], np.int64))
         alive = self._op("ReduceSum", [number, last], "alive")
         several = self._op("Greater", [alive, self._scalar(1.5)], "several")
-        work = self._op("And", [kept, several], "work")
-        self._count(self._op("Not", [work], "no work"), self._per_row(kept))
+        work = self._op("Where", [several, alive, self._scalar(0.0)], "work")
+        self._count(kept, lambda size: self._op("Sub", [size, self._total(work, "all work")], "no work"))
         return kept
+
+    def _head_stats(self, x: str, last: str) -> str:
+        """The paper's test on the terms of the difference to the leader."""
+        root = float(np.sqrt(K - 1))
+        weight = np.ascontiguousarray(self.weight[:, :K, 0]) / np.float32(np.sqrt(K * (K - 1)))
+        partial = self._product(x, self.weight[:, :K] / (K * root), "partial")
+        mean = self._op("Add", [partial, self._bias(1 / (self.site.groups * root))], "mean")
+        lead = self._op("ReduceMax", [mean], "lead", axes=[-1])
+        behind = self._op("Sub", [mean, lead], "behind")
+        leader = self._op("ArgMax", [mean], "leader", axis=-1, keepdims=0)
+        own = self._op("Gather", [self._constant("rows", weight), leader], "own weights", axis=0)
+        squared = self._op("Mul", [x, x], "x squared")
+        # The sum of (w - own)^2 x^2 for all classes w: of squares, twice the cross terms, and the leader's own.
+        squares = self._product(squared, np.square(weight)[:, :, None], "squares")
+        crossed = self._op("Mul", [squared, own], "x own")
+        cross = self._product(crossed, 2 * weight[:, :, None], "cross")
+        leaders = self._op("ReduceSum", [self._op("Mul", [crossed, own], "own terms"), last], "own squares")
+        square = self._op("Add", [self._op("Sub", [squares, cross], "both"), leaders], "square")
+        scaled = self._op("Mul", [own, self._scalar(float(np.sqrt(K * (K - 1))) / (K * root))], "own scaled")
+        top = self._op("ReduceSum", [self._op("Mul", [x, scaled], "x top"), last], "top")
+        error = self._error(self._op("Sub", [partial, top], "difference"), square, "head ")
+        z = self._op("Div", [f"cut {self.site.name}", self._scalar(root)], "z")
+        return self._op("Less", [behind, self._op("Mul", [error, z], "limit")], "lost")
