@@ -13,7 +13,7 @@ from exprune_cli.errors import GateError
 from exprune_cli.match import Matches
 from exprune_cli.measure import Baseline
 from exprune_cli.model import Model
-from exprune_cli.planning.allocation import LEVELS, OFFERS, allocate, walk_levels
+from exprune_cli.planning.allocation import OFFERS, Knob, allocate
 from exprune_cli.planning.planner import BUDGETS, plan
 from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.progress import counting
@@ -92,8 +92,8 @@ def lossy_plans(job: Job, record: Record, max_drop: float | None, gate: Gate) ->
     if gate.confidence is not None:
         # What timing drops after the walk would have to be tested again on the same samples, which
         # breaks the level. So every step is timed before it is tested; timings know no losses.
-        if len(steps) == len(LEVELS):
-            steps = steps[walk_levels(gate.max_drop)]
+        if isinstance(steps, Knob):
+            steps = steps.walk(gate.max_drop)
         found = search(
             job.model,
             sites,
@@ -170,7 +170,7 @@ def _along(job: Job, test: str, budgets: Sequence[float] = BUDGETS) -> list[dict
     return with_blocks(job.model, sites, steps, budgets, job.calibration, seen, job.seed, report)
 
 
-def _knob(job: Job, test: str) -> list[dict[str, SitePlan]]:
+def _knob(job: Job, test: str) -> Sequence[dict[str, SitePlan]]:
     """Plans of all sites along the knob, from the safest; sites that cannot be faster stay dense."""
     sites, calibration = job.matches.sites, job.calibration
     # Under ``latency`` one budget goes for all sites: a price per microsecond needs a time for every offer.
@@ -190,7 +190,7 @@ def _knob(job: Job, test: str) -> list[dict[str, SitePlan]]:
     sensitivity = measure_sensitivity(job.model, sites, steps, job.probe, progress=show)
     if sensitivity is None:
         return steps
-    return [{**step, **job.settled} for step in allocate(sites, calibration, steps, sensitivity)]
+    return allocate(sites, calibration, steps, sensitivity)
 
 
 def _like(plan: SitePlan, chosen: SitePlan) -> SitePlan:

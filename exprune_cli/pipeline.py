@@ -111,10 +111,16 @@ def optimize_model(
             "--confidence: a plan made on random data is never certified: calibrate with samples"
         )
     matches = match(model, exclude, counting(progress, "looking for sites"))
-    calibration, held_out = _statistics(model, matches, calibration, data, seed, progress)
+    seen, held_out = _split(model, matches, calibration, data, seed)
     probe = None
     if held_out is not None and data is not None:
         probe, held_out = _apart(data, held_out, seed)
+    test = _resolve(test, calibration is not None or seen is not None)
+    gate = Gate(DEFAULT_MAX_DROP if max_drop is None else max_drop, confidence, metric, wanted)
+    if test in LOSSY and held_out:
+        gate.require(len(held_out))
+    if calibration is None and seen is not None:
+        calibration = _observe(model, matches, seen, seed, progress)
     job = Job(model, matches, calibration, held_out, progress, probe, seed=seed)
     if objective == "latency" and matches.sites:
         job.latency, job.batch = True, batch or 1
@@ -123,7 +129,7 @@ def optimize_model(
         tool=f"exprune {__version__}",
         source_sha256=model.sha256,
         objective=objective,
-        test=_resolve(test, calibration),
+        test=test,
         sites=[],
         batch=batch or 1,
         calibration=calibration.data_digest if calibration else None,
@@ -140,12 +146,7 @@ def optimize_model(
         random_data=calibration is not None and calibration.random,
     )
     if record.test in LOSSY and matches.sites:
-        plans = lossy_plans(
-            job,
-            record,
-            max_drop,
-            Gate(DEFAULT_MAX_DROP if max_drop is None else max_drop, confidence, metric, wanted),
-        )
+        plans = lossy_plans(job, record, max_drop, gate)
     else:
         plans = lossless_plans(job, record.test)
     proto, sites = _finish(job, plans, record)
@@ -157,31 +158,29 @@ def _given(**options: object) -> dict[str, object]:
     return {name: value for name, value in options.items() if value is not None and value != []}
 
 
-def _statistics(
-    model: Model,
-    matches: Matches,
-    calibration: Calibration | None,
-    data: DataSet | None,
-    seed: int,
-    progress: Progress | None,
-) -> tuple[Calibration | None, DataSet | None]:
-    """The statistics to plan with, and the samples that they did not see."""
+def _split(
+    model: Model, matches: Matches, calibration: Calibration | None, data: DataSet | None, seed: int
+) -> tuple[DataSet | None, DataSet | None]:
+    """The samples that statistics are made of, None if they are there, and those that they do not see."""
     if calibration is not None:
         from exprune_cli.calibration import check_belongs
 
         check_belongs(calibration, model, "the calibration", matches.sites)
-        return calibration, data.without(calibration.sample_ids) if data is not None else None
+        return None, data.without(calibration.sample_ids) if data is not None else None
     if data is None or not matches.sites:
         return None, None
-    from exprune_cli.observe import observe
-
     least, most = _CALIBRATION_SAMPLES
     share = max(_CALIBRATION_SHARE, min(0.5, least / max(len(data), 1)))
     seen, held_out = data.split(share, seed)
-    seen = seen.take(min(len(seen), most), seed)
-    return observe(
-        model, matches.sites, seen, seed=seed, progress=counting(progress, "observing", len(seen))
-    ), held_out
+    return seen.take(min(len(seen), most), seed), held_out
+
+
+def _observe(
+    model: Model, matches: Matches, seen: DataSet, seed: int, progress: Progress | None
+) -> Calibration:
+    from exprune_cli.observe import observe
+
+    return observe(model, matches.sites, seen, seed=seed, progress=counting(progress, "observing", len(seen)))
 
 
 def _apart(data: DataSet, held_out: DataSet, seed: int) -> tuple[DataSet | None, DataSet]:
@@ -195,10 +194,10 @@ def _apart(data: DataSet, held_out: DataSet, seed: int) -> tuple[DataSet | None,
     return probe, held_out.without(probe.ids)
 
 
-def _resolve(test: str, calibration: Calibration | None) -> str:
+def _resolve(test: str, statistics: bool) -> str:
     if test == "auto":
-        return "bound" if calibration is None else "calibrated"
-    if calibration is None and test in ("threshold", "calibrated"):
+        return "calibrated" if statistics else "bound"
+    if not statistics and test in ("threshold", "calibrated"):
         raise UsageError(f"--test {test} needs --data or --calibration")
     return test
 

@@ -55,6 +55,15 @@ class Gate:
             return drop.p_value <= 1 - self.confidence
         return drop.upper <= self.max_drop
 
+    def require(self, samples: int) -> None:
+        """Refuses at once what so few samples cannot certify, were none of them to change.
+
+        Raises:
+            GateError: With the number that is needed.
+        """
+        if self.confidence is not None and samples < samples_needed(self.max_drop, self.confidence):
+            raise self.refuse(samples)
+
     def refuse(self, samples: int, drops: Sequence[Drop] = ()) -> GateError:
         """The error to raise when nothing passes.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Shares of lost energy at which a site is measured; small errors add up independently of each other,
 #: large ones have a mean that does not, so that the output's error grows faster than the energy.
-PROBES = (0.003, 0.015, 0.06)
+PROBES = (0.003, 0.015, 0.06, 0.2, 0.5)
 #: Samples that all sites and probes together may be run on, and at least and at most so many each.
 _RUNS = 4000
 _LEAST, _MOST = 24, 128

@@ -5,6 +5,11 @@ largest ``p * saved - weight * lost``: marginal loss per saved FLOP is then equa
 Lagrangian of "save most at a given total loss"). The weights say what a site's lost energy does to
 the model's output; :mod:`exprune_cli.sensitivity` measures them.
 
+As the price rises, one site after the other takes its next plan, and these moves in their order are the
+knob: a step of it differs from the one before by one site's plan. Between two plans that some price
+chooses lie others, that none does because they are above the line from one to the other (the lower
+convex hull of loss over saving); a site passes through them on its way.
+
 Errors of ReLU sites add up as mean squares of the output, those of an ArgMax head are changed rows.
 Both are counted in changed predictions: for margins that have the density ``d`` at zero, an error of
 mean square ``S`` on the margin changes ``d sqrt(S / (2 pi))`` of them (half of the normal error's mean
@@ -13,8 +18,9 @@ absolute value, to first order).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
@@ -22,12 +28,14 @@ from exprune_cli.planning.chunks import plan_saving
 from exprune_cli.sites import Calibration, Site, SitePlan
 
 #: Budgets of the plans that a site offers: shares of its energy (or of a head's rows).
-OFFERS = tuple(float(value) for value in np.geomspace(2e-5, 0.5, 26))
-#: The knob: predicted loss of the whole model, as a share of changed predictions, or as the
-#: relative error of its outputs. Predictions can be too low by an order of magnitude, so it starts far down.
-LEVELS = tuple(float(value) for value in 3e-4 * 1500 ** (np.arange(-16, 47) / 46))
-#: Steps of a walk that certifies: each is a pass over all held-out samples, so it takes every second level.
-_WALK, _EVERY = 18, 2
+OFFERS = tuple(float(value) for value in np.geomspace(2e-5, 0.5, 39))
+#: Steps of a walk that certifies: each is a pass over all held-out samples. Their predicted losses start an
+#: order of magnitude below the drop, or at the last of these two, and rise by this factor in all.
+_WALK, _SPAN, _LOWEST, _HIGHEST = 18, 220.0, 2.4e-5, 2e-3
+#: Steps of the knob, at most, so that a search takes at most ten passes; with more moves several are one step.
+_MOST_STEPS = 1000
+#: A mean square that a head's rows are weighed at, at least: where nothing else is lost the root has no finite slope.
+_LEAST_SQUARE = 1e-8
 
 
 @dataclass(frozen=True)
@@ -71,16 +79,6 @@ class Sensitivity:
         return 1.0 if self.density is None else self.density / float(np.sqrt(2 * np.pi))
 
 
-def walk_levels(max_drop: float) -> slice:
-    """The part of :data:`LEVELS` that a walk for this drop takes, chosen before any sample is seen.
-
-    It starts an order of magnitude below the drop: predictions are rough.
-    """
-    levels = LEVELS[::_EVERY]
-    first = min(int(np.searchsorted(levels, max_drop / 10)), len(levels) - _WALK)
-    return slice(_EVERY * first, _EVERY * (first + _WALK), _EVERY)
-
-
 def saved_flops(site: Site, plan: SitePlan, rows: float) -> float:
     """FLOPs per sample that a plan is expected to save, its tests and estimate paid."""
     if not plan.staged or plan.pruned is None:
@@ -111,35 +109,110 @@ class _Offer:
     saved: np.ndarray
     lost: np.ndarray
 
+    @property
+    def free(self) -> int:
+        """The plan that saves most of those that lose nothing."""
+        return int(np.argmax(np.where(self.lost <= 0, self.saved, -np.inf)))
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A site's next plan: what it costs per saved FLOP, and where that leaves the model."""
+
+    site: str
+    index: int
+    price: float
+    lost: float
+
+
+class Knob(Sequence[dict[str, SitePlan]]):
+    """Plans of all sites along the knob, from the safest to the boldest.
+
+    Attributes:
+        losses: What each step is predicted to lose, rising: a share of changed predictions, or the relative
+            error of the outputs. Predictions can be too low by an order of magnitude.
+    """
+
+    def __init__(
+        self, start: Mapping[str, SitePlan], moves: Sequence[tuple[str, SitePlan]], losses: Sequence[float]
+    ) -> None:
+        """Steps after 0, 1, 2, ... of the moves; ``losses`` has one more than there are moves."""
+        self._start, self._moves = dict(start), list(moves)
+        group = -(-len(moves) // _MOST_STEPS) or 1
+        self._after = [*range(0, len(moves), group), len(moves)] if moves else [0]
+        self.losses = tuple(losses[after] for after in self._after)
+
+    def __len__(self) -> int:
+        """Steps: at least one."""
+        return len(self._after)
+
+    @overload
+    def __getitem__(self, step: int) -> dict[str, SitePlan]: ...
+
+    @overload
+    def __getitem__(self, step: slice) -> list[dict[str, SitePlan]]: ...
+
+    def __getitem__(self, step: int | slice) -> dict[str, SitePlan] | list[dict[str, SitePlan]]:
+        """Plans by site name; a knob of many sites holds only what changes from step to step."""
+        if isinstance(step, slice):
+            return [self[at] for at in range(*step.indices(len(self)))]
+        return {**self._start, **dict(self._moves[: self._after[step]])}
+
+    def __iter__(self) -> Iterator[dict[str, SitePlan]]:
+        """From the safest on."""
+        return (self[step] for step in range(len(self)))
+
+    def within(self, loss: float) -> int:
+        """The boldest step that is predicted to lose at most this; 0 if none is."""
+        return max(int(np.searchsorted(self.losses, loss, side="right")) - 1, 0)
+
+    def walk(self, max_drop: float) -> list[dict[str, SitePlan]]:
+        """The few steps that a walk for this drop takes, chosen before any sample is seen."""
+        lowest = min(max(max_drop / 10, _LOWEST), _HIGHEST)
+        levels = lowest * _SPAN ** (np.arange(_WALK) / (_WALK - 1))
+        return [self[step] for step in sorted({self.within(float(level)) for level in levels})]
+
 
 def allocate(
     sites: Sequence[Site],
     calibration: Calibration,
     plans: Sequence[Mapping[str, SitePlan]],
     sensitivity: Sensitivity,
-    levels: Sequence[float] = LEVELS,
     worth: Mapping[str, float] | None = None,
-) -> list[dict[str, SitePlan]]:
-    """Chooses among each site's plans by one price, once per level of predicted loss.
+) -> Knob:
+    """Orders the sites' plans by what they lose per saved FLOP.
 
     Args:
         sites: From ``match``.
         calibration: From ``observe``; says how many rows a site has per sample.
         plans: Plans of all sites, once per budget that they may lose, rising.
         sensitivity: Weights of the ReLU sites.
-        levels: Predicted losses that must not be exceeded, rising.
         worth: By site, what a saved FLOP is worth, e.g. the microseconds that it was measured to save;
             None: the same everywhere. A site that is not named is worth nothing.
 
     Returns:
-        For each level, plans by site name.
+        The knob; its first step loses nothing.
     """
     offers = {}
     for site in sites:
         value = 1.0 if worth is None else worth.get(site.name, 0.0)
         offers[site.name] = _offer(site, calibration, [step[site.name] for step in plans], sensitivity, value)
-    kinds = {site.name: site.kind for site in sites}
-    return [_at_level(offers, kinds, sensitivity, level) for level in levels]
+    start = {name: offer.plans[offer.free] for name, offer in offers.items()}
+    heads = {site.name for site in sites if site.kind == "argmax"}
+    squares, rows = (
+        sorted(
+            (
+                move
+                for name, offer in offers.items()
+                if (name in heads) is head
+                for move in _moves(name, offer)
+            ),
+            key=lambda move: move.price,  # stable: moves of one site stay in their order
+        )
+        for head in (False, True)
+    )
+    moves, losses = _merge(squares, rows, sensitivity)
+    return Knob(start, [(move.site, offers[move.site].plans[move.index]) for move in moves], losses)
 
 
 def _offer(
@@ -160,39 +233,48 @@ def _offer(
     return _Offer([dense, *staged], np.array(saved), lost)
 
 
-def _at_level(
-    offers: Mapping[str, _Offer], kinds: Mapping[str, str], sensitivity: Sensitivity, level: float
-) -> dict[str, SitePlan]:
-    """The boldest choice of one price whose predicted loss is within ``level``."""
-    low, high = 1e-30, 1e30
-    chosen = _at_price(offers, kinds, sensitivity, low)[0]
-    for _ in range(160):
-        middle = float(np.sqrt(low * high))
-        trial, loss = _at_price(offers, kinds, sensitivity, middle)
-        if loss <= level:
-            low, chosen = middle, trial
+def _moves(name: str, offer: _Offer) -> list[_Move]:
+    """From what loses nothing to the largest saving, through all plans that no other beats in both."""
+    front = [offer.free]
+    for index in np.lexsort((-offer.saved, offer.lost)):
+        if offer.lost[index] > 0 and offer.saved[index] > offer.saved[front[-1]]:
+            front.append(int(index))
+    saved, lost = offer.saved[front], offer.lost[front]
+    moves, at = [], 0
+    while at < len(front) - 1:
+        prices = (lost[at + 1 :] - lost[at]) / (saved[at + 1 :] - saved[at])
+        # The next corner of the hull, the furthest of equals; what lies between has its price.
+        corner = at + len(prices) - int(np.argmin(prices[::-1]))
+        price = float(prices.min())
+        moves += [
+            _Move(name, front[i], price, float(lost[i] - lost[i - 1])) for i in range(at + 1, corner + 1)
+        ]
+        at = corner
+    return moves
+
+
+def _merge(
+    squares: Sequence[_Move], rows: Sequence[_Move], sensitivity: Sensitivity
+) -> tuple[list[_Move], list[float]]:
+    """Moves of ReLU sites and of heads in one order, and the predicted loss before and after each.
+
+    Prices are mean squares per FLOP here and rows per FLOP there: the slope of the root makes the one the other.
+    """
+    moves: list[_Move] = []
+    losses = [0.0]
+    square = changed = 0.0
+    first = second = 0
+    while first < len(squares) or second < len(rows):
+        slope = sensitivity.slope(max(square, _LEAST_SQUARE))
+        if first == len(squares) or (
+            second < len(rows) and rows[second].price <= squares[first].price * slope
+        ):
+            moves.append(rows[second])
+            changed += rows[second].lost
+            second += 1
         else:
-            high = middle
-        if high / low < 1.0001:
-            break
-    return {name: offers[name].plans[index] for name, index in chosen.items()}
-
-
-def _at_price(
-    offers: Mapping[str, _Offer], kinds: Mapping[str, str], sensitivity: Sensitivity, price: float
-) -> tuple[dict[str, int], float]:
-    """What every site takes, and the predicted loss; ``price`` is in mean squares per FLOP."""
-    chosen: dict[str, int] = {}
-    square = 0.0
-    for name, offer in offers.items():
-        if kinds[name] != "argmax":
-            chosen[name] = int(np.argmax(price * offer.saved - offer.lost))
-            square += float(offer.lost[chosen[name]])
-    loss = sensitivity.loss(square)
-    # Where nothing else is lost the root has no finite slope; a head is then as dear as at a small loss.
-    slope = sensitivity.slope(max(square, 1e-8))
-    for name, offer in offers.items():
-        if kinds[name] == "argmax":
-            chosen[name] = int(np.argmax(price * slope * offer.saved - offer.lost))
-            loss += float(offer.lost[chosen[name]])
-    return chosen, loss
+            moves.append(squares[first])
+            square += squares[first].lost
+            first += 1
+        losses.append(sensitivity.loss(square) + changed)
+    return moves, losses

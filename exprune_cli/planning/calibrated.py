@@ -7,7 +7,8 @@ Gaussian residual, pruning loses the expected energy::
     g(u) = E[relu(z)^2] = sigma^2 ((1 + u^2) Phi(u) + u phi(u))
 
 which falls with -u. An output is pruned where ``g`` is below a price that is one number per
-site; in terms of the op, where ``a P + o < limit`` with ``limit = u* sigma - c``.
+site; in terms of the op, where ``a P + o < limit`` with ``limit = u* sigma - c``. Where the price
+is high that takes outputs too that are expected to be positive, but small.
 """
 
 from __future__ import annotations
@@ -61,10 +62,11 @@ def expected_loss(u: np.ndarray) -> np.ndarray:
 
 
 def cut(fit_: Fit, price: float | np.ndarray) -> np.ndarray:
-    """``u*`` per output, ``[N]``: the largest u <= 0 with ``sigma^2 g(u) <= price`` (one, or ``[N]``)."""
+    """``u*`` per output, ``[N]``: the largest u with ``sigma^2 g(u) <= price`` (one, or ``[N]``)."""
     target = price / np.square(fit_.sigma)
-    low, high = np.full_like(target, -8.0), np.zeros_like(target)
-    for _ in range(40):
+    # g(u) is at least u^2 for positive u.
+    low, high = np.full_like(target, -8.0), np.sqrt(target)
+    for _ in range(48):
         middle = (low + high) / 2
         fits = expected_loss(middle) <= target
         low, high = np.where(fits, middle, low), np.where(fits, high, middle)

@@ -20,7 +20,7 @@ from exprune_cli.planning.prices import choose
 from exprune_cli.sites import Site, SitePlan, SiteStatistics
 
 #: Ranks that are tried, as shares of the smaller side of the weight.
-RANKS = (1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4)
+RANKS = (1 / 32, 3 / 64, 1 / 16, 5 / 64, 3 / 32, 1 / 8, 5 / 32, 3 / 16, 1 / 4)
 #: Rows x classes that are looked at for a head.
 _ELEMENTS = 2**23
 
@@ -113,8 +113,7 @@ def _relu(
         estimate = (rows @ down.T) @ up.T
         fit = calibrated.fit(estimate, final)
         u = (estimate * fit.slope + fit.intercept + offset) / fit.sigma
-        loss = weights * np.square(fit.sigma) * calibrated.expected_loss(u)
-        loss = np.where(u < 0, loss, np.inf).astype(np.float32)
+        loss = (weights * np.square(fit.sigma) * calibrated.expected_loss(u)).astype(np.float32)
         # One check after no part of the sum, with the estimate's cost as the test's.
         for i, choice in enumerate(choose([loss], energy, [0], 1, budgets, estimate_share(site, rank))):
             held = best[i]

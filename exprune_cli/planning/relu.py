@@ -140,9 +140,8 @@ def _expected(
     fit: calibrated.Fit, partial: np.ndarray, offset: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     u = (partial * fit.slope + fit.intercept + offset) / fit.sigma
-    loss = weights * np.square(fit.sigma) * calibrated.expected_loss(u)
-    # Only outputs that are expected to be negative are ever pruned.
-    return np.where(u < 0, loss, np.inf).astype(np.float32)
+    loss: np.ndarray = weights * np.square(fit.sigma) * calibrated.expected_loss(u)
+    return loss.astype(np.float32)
 
 
 def _reason(ends: Sequence[int], groups: int) -> str:

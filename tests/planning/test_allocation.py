@@ -1,4 +1,4 @@
-"""One price: no other choice of the sites' plans saves as much at the same predicted loss."""
+"""One price: no other choice of the sites' plans saves as much at the same predicted loss, and steps are small."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from exprune_cli.planning.allocation import LEVELS, Sensitivity, allocate, saved_flops, walk_levels
+from exprune_cli.certify import boldest
+from exprune_cli.planning.allocation import Knob, Sensitivity, allocate, saved_flops
 from exprune_cli.sites import Calibration, Site, SitePlan, SiteStatistics
 
 GROUPS, OUTPUTS, ROWS = 32, 16, 10
@@ -71,14 +74,23 @@ def test_no_other_choice_saves_more_at_the_same_loss(seed: int) -> None:
 
     options = [[None, *(step[site.name] for step in plans)] for site in sites]
     every = [value(choice) for choice in itertools.product(*options)]
-    levels = (0.2, 0.5, 1.0)
-    losses = []
-    for level, chosen in zip(levels, allocate(sites, calibration, plans, sensitivity, levels), strict=True):
-        saved, loss = value(tuple(chosen[site.name] for site in sites))
-        losses.append(loss)
-        assert loss <= level
+    knob = allocate(sites, calibration, plans, sensitivity)
+    for step, said in zip(knob, knob.losses, strict=True):
+        assert value(tuple(step[site.name] for site in sites))[1] == pytest.approx(said, rel=1e-9)
+    steps = [{id(plan) for plan in step.values() if plan.staged} for step in knob]
+    for price in np.geomspace(1e-8, 1e-3, 40):
+        # What every site takes at this price, by itself.
+        choice = []
+        for site, own in zip(sites, options, strict=True):
+            gains = [0.0]
+            for plan in own[1:]:
+                saved = saved_flops(site, plan, ROWS * (1 + sites.index(site)))
+                lost = float(sensitivity.square(site.name, np.array([plan.lost_energy]))[0])
+                gains.append(price * saved - lost)
+            choice.append(own[int(np.argmax(gains))])
+        assert {id(plan) for plan in choice if plan is not None} in steps
+        saved, loss = value(tuple(choice))
         assert saved >= max(s for s, other in every if other <= loss) - 1e-6
-    assert losses == sorted(losses) and losses[-1] > 0
 
 
 def test_what_costs_more_is_pruned_less() -> None:
@@ -88,10 +100,12 @@ def test_what_costs_more_is_pruned_less() -> None:
         {"a": step["a"], "b": _plan(sites[1], step["a"].pruned[0], step["a"].lost_energy)} for step in plans
     ]
     sensitivity = Sensitivity({"a": ([0.01], [0.05]), "b": ([0.01], [0.01])}, None)
-    chosen = allocate(sites, _calibration(sites), plans, sensitivity, (0.25,))[0]
+    knob = allocate(sites, _calibration(sites), plans, sensitivity)
+    chosen = knob[knob.within(0.25)]
     assert chosen["a"].lost_energy < chosen["b"].lost_energy
     worth = {"a": 1000.0, "b": 1e-6}
-    turned = allocate(sites, _calibration(sites), plans, sensitivity, (0.25,), worth)[0]
+    knob = allocate(sites, _calibration(sites), plans, sensitivity, worth)
+    turned = knob[knob.within(0.25)]
     assert turned["a"].lost_energy > chosen["a"].lost_energy and not turned["b"].staged
 
 
@@ -105,12 +119,68 @@ def test_errors_follow_what_was_measured() -> None:
     assert not sensitivity.square("unknown", np.array([0.5])).any()
 
 
+_NUMBERS = st.floats(0, 1, width=32)
+_OFFER = st.lists(st.tuples(_NUMBERS, _NUMBERS), min_size=1, max_size=6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["relu", "argmax"]), _OFFER), min_size=1, max_size=4))
+def test_a_step_changes_one_site_and_saves_more(offers: list[tuple[str, list[tuple[float, float]]]]) -> None:
+    """Whatever is offered: savings and predicted losses rise, and every plan that no other beats is a step."""
+    sites = [_site(f"s{i}", kind) for i, (kind, _) in enumerate(offers)]
+    own = [
+        [_plan(site, pruned, lost) for pruned, lost in offer]
+        for site, (_, offer) in zip(sites, offers, strict=True)
+    ]
+    most = max(len(plans) for plans in own)
+    steps = [{s.name: p[min(i, len(p) - 1)] for s, p in zip(sites, own, strict=True)} for i in range(most)]
+    sensitivity = Sensitivity({site.name: ([0.01], [0.02]) for site in sites}, 1.5)
+    knob = allocate(sites, _calibration(sites), steps, sensitivity)
+
+    def saved(step: dict[str, SitePlan]) -> float:
+        return sum(saved_flops(site, step[site.name], ROWS * (i + 1)) for i, site in enumerate(sites))
+
+    every = [knob[i] for i in range(len(knob))]
+    for before, after in itertools.pairwise(every):
+        assert sum(before[name] is not after[name] for name in before) == 1
+        assert saved(after) > saved(before)
+    assert list(knob.losses) == sorted(knob.losses)
+    for site, plans in zip(sites, own, strict=True):
+        taken = {id(step[site.name]) for step in every}
+        for plan in plans:
+            beaten = any(
+                (other.lost_energy <= plan.lost_energy)
+                and saved_flops(site, other, 1) >= saved_flops(site, plan, 1)
+                for other in plans
+                if other is not plan
+            )
+            assert id(plan) in taken or beaten or saved_flops(site, plan, 1) <= 0
+
+
+def test_a_knob_of_many_moves_is_searched_in_few_steps() -> None:
+    site = _site("a")
+    moves = [("a", _plan(site, i / 1e5, i / 1e5)) for i in range(12_345)]
+    knob = Knob({"a": moves[0][1]}, moves, [i / 1e5 for i in range(12_346)])
+    asked = []
+
+    def holds(step: int) -> bool:
+        asked.append(step)
+        return knob[step]["a"].lost_energy <= 0.03
+
+    last = boldest(range(len(knob)), holds)
+    assert last is not None and len(asked) <= 10
+    assert 0.03 - 13e-5 < knob[last]["a"].lost_energy <= 0.03
+    assert knob[-1]["a"] is moves[-1][1] and knob[len(knob) - 1] == knob[-1] and len(knob) <= 1001
+
+
 @pytest.mark.parametrize("max_drop", [0.0, 0.001, 0.01, 0.1, 1.0])
 def test_a_walk_is_a_bounded_part_of_the_knob(max_drop: float) -> None:
-    part = walk_levels(max_drop)
-    assert len(LEVELS[part]) == 18
-    assert part.start == 0 or LEVELS[part.start] <= max_drop
-    walked = LEVELS[part]
+    site = _site("a")
+    moves = [("a", _plan(site, i / 1e3, 1e-5 * 1.02**i)) for i in range(600)]
+    knob = Knob({"a": _plan(site, 0, 0)}, moves, [0.0, *(1e-5 * 1.02**i for i in range(600))])
+    walked = [step["a"].lost_energy for step in knob.walk(max_drop)]
+    assert len(walked) == 18 and walked == sorted(walked)
+    assert walked[0] <= max(max_drop, 3e-5)
     assert walked[-1] > 150 * walked[0]  # two orders of magnitude in as many steps, whatever the knob's own
     if 0.001 <= max_drop <= 0.01:
         assert walked[0] < max_drop / 5 and walked[-1] > max_drop
