@@ -157,9 +157,20 @@ def test_gate_that_cannot_be_met(run: Run, folder: Path) -> None:
     outcome = run("optimize", "mlp.onnx", "o.onnx", *options)
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err.startswith("exprune: error: no staging keeps the drop within 0")
-    outcome = run("optimize", "mlp.onnx", "o.onnx", *options[:-1], "0.01", "--confidence", "0.95")
-    assert outcome.code == 1 and "cannot be certified" in outcome.err
     assert content(folder) == before
+
+
+def test_too_few_samples_are_refused_before_anything_is_computed(run: Run, folder: Path) -> None:
+    before = content(folder)
+    words = ("optimize", "mlp.onnx", "o.onnx", "--data", "data", "--objective", "flops", "-v", "--max-drop")
+    outcome = run(*words, "0.01", "--confidence", "0.95")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert re.search(
+        r"cannot be certified at 0\.95 from \d+ held-out samples, at least \d+ are needed", outcome.err
+    )
+    assert "observing" not in outcome.err and "planning" not in outcome.err
+    assert content(folder) == before
+    assert all(stage in run(*words, "0.9").err for stage in ("observing", "planning"))
 
 
 def test_a_failed_gate_ends_with_a_command_that_passes(run: Run, folder: Path) -> None:

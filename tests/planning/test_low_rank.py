@@ -60,6 +60,21 @@ def test_relu_numbers_decide_what_was_planned() -> None:
         assert 1 - spent / (2 * COUNT * OUTPUTS * GROUPS) == pytest.approx(plan.saved, abs=5e-3)
 
 
+@pytest.mark.parametrize("estimate", ["low-rank", "prefix"])
+def test_large_budgets_prune_what_is_small(estimate: str) -> None:
+    """Not only outputs that are expected to be negative: all that the estimate is sure of would be those."""
+    site, statistics = _case("relu")
+    weight, rows = site.load_weight()[:, :, 0], statistics.rows[:, :, 0]
+    plans = plan_relu(site, statistics, "calibrated", (0.1, 0.2, 0.4))
+    if estimate == "low-rank":
+        plans = low_rank.better(site, statistics, plans, (0.1, 0.2, 0.4))
+    lost = [plan.lost_energy for plan in plans]
+    assert [plan.estimate for plan in plans] == [estimate] * 3
+    assert all(0.7 * budget < loss <= budget for loss, budget in zip(lost, (0.1, 0.2, 0.4), strict=True))
+    negative = float((rows @ weight.T + site.bias < 0).mean())
+    assert plans[-1].pruned is not None and plans[-1].pruned[-1] > negative + 0.1
+
+
 def test_a_head_keeps_its_winners() -> None:
     site, statistics = _case("argmax")
     weight, rows = site.load_weight()[:, :, 0], statistics.rows[:, :, 0]
