@@ -221,7 +221,7 @@ def test_outlook_from_activations_counts_the_zeros(tmp_path: Path) -> None:
 
 
 def test_outlook_of_convs_knows_that_zeros_are_not_multiplied(tmp_path: Path) -> None:
-    """What optimize saves for FLOPs is not more than the limit that the report of the original gave."""
+    """What optimize saves for FLOPs, next to nothing lost, is not more than the report's limit without loss."""
     import onnx
 
     source = tmp_path / "cnn.onnx"
@@ -232,7 +232,7 @@ def test_outlook_of_convs_knows_that_zeros_are_not_multiplied(tmp_path: Path) ->
     assert second.outlook is not None and second.outlook.zeros is not None and second.flops_dense is not None
     assert second.outlook.flops_limit is not None
     assert second.outlook.flops_limit < 0.95 * second.flops_dense * (1 - second.outlook.zeros)
-    done = api.optimize(source, objective="flops", data=x, max_drop=0.05, metric="cosine")
+    done = api.optimize(source, objective="flops", data=x, max_drop=0.002, metric="cosine")
     saved = done.report.totals.flops_reduction
     assert report.outlook is not None and report.outlook.reduction_limit is not None
     assert saved is not None and 0 < saved <= report.outlook.reduction_limit
