@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from exprune_cli.errors import ExpruneError
@@ -42,34 +41,26 @@ def limit_memory() -> None:
         free = available_bytes()
         if free is None:
             return
-        used = _own_use("VmData")
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        limit = free + (used or 0)
+        limit = free + own_data()
         if hard != resource.RLIM_INFINITY:
             limit = min(limit, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
-@contextlib.contextmanager
-def little_memory(size: int) -> Iterator[None]:
-    """Inside, a process that :func:`limit_memory` has limited can take ``size`` bytes more and no others.
-
-    Other processes are left alone: a limit is for all threads, and theirs are not ours.
-    """
-    before = None
+def memory_limit() -> int | None:
+    """The bytes that :func:`limit_memory` or the user have limited this process to; None if nobody has."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
-        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        used = _own_use("VmData")
-        if soft != resource.RLIM_INFINITY and used is not None and used + size < soft:
-            resource.setrlimit(resource.RLIMIT_DATA, (used + size, hard))
-            before = (soft, hard)
-    try:
-        yield
-    finally:
-        if before is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, before)
+        soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        return None if soft == resource.RLIM_INFINITY else soft
+    return None
+
+
+def own_data() -> int:
+    """The bytes that count for :func:`memory_limit`; 0 where that is unknown."""
+    return _own_use("VmData") or 0
 
 
 def _system() -> int | None:

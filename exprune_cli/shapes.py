@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from functools import cache
+from functools import partial
 
 import onnx
 
-from exprune_cli.available import little_memory
+from exprune_cli.apart import run_apart
 
 Dims = tuple[int | str | None, ...]
 
@@ -36,14 +35,15 @@ def infer_shapes(proto: onnx.ModelProto, fixed: dict[str, tuple[int, ...]] | Non
         Dims by tensor name: int, a symbol's name, or None for an unknown size. Tensors of
         unknown rank are absent. If the model defeats inference: what it declares itself.
     """
-    _prepare_to_fail()
     skeleton = _skeleton(proto, fixed or {})
     # With values, onnx writes out every vector that goes into a Cast or an Add, element by element, however long
     # a file makes it; what is too long is only seen on the way. Then the shapes do without.
+    memory = _MEMORY + _MEMORY_PER_BYTE * skeleton.ByteSize()
     for values in (not _makes_large_constants(skeleton), False):
-        # onnx raises several unrelated types here; what the model declares still holds.
-        with contextlib.suppress(Exception), little_memory(_MEMORY + _MEMORY_PER_BYTE * skeleton.ByteSize()):
-            skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=values)
+        found = run_apart(partial(_inferred, skeleton, values), memory)
+        # onnx refuses what it cannot infer; what the model declares still holds.
+        if found is not None:
+            skeleton.ParseFromString(found)
             break
     shapes: dict[str, Dims] = {}
     graph = skeleton.graph
@@ -56,14 +56,8 @@ def infer_shapes(proto: onnx.ModelProto, fixed: dict[str, tuple[int, ...]] | Non
     return shapes
 
 
-@cache
-def _prepare_to_fail() -> None:
-    """Has onnx throw once, which sets up what throwing takes: with no memory left that would end the process."""
-    node = onnx.NodeProto(op_type="Relu", input=["x"], output=["y"])  # of a model that imports no operators
-    with contextlib.suppress(Exception):
-        onnx.shape_inference.infer_shapes(
-            onnx.ModelProto(graph=onnx.GraphProto(node=[node])), strict_mode=True
-        )
+def _inferred(skeleton: onnx.ModelProto, values: bool) -> bytes:
+    return onnx.shape_inference.infer_shapes(skeleton, data_prop=values).SerializeToString()
 
 
 def _makes_large_constants(proto: onnx.ModelProto) -> bool:

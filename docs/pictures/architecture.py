@@ -38,6 +38,7 @@ PARTS = {
     "files": ("model", "protobuf", "record", "paths", "external_data", "weights", "structure", "plain"),
     "plain data": (
         PACKAGE,
+        "apart",
         "available",
         "interrupts",
         "sites",
