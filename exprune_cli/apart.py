@@ -15,8 +15,8 @@ def run_apart(work: Callable[[], bytes], size: int) -> bytes | None:
     """What ``work`` returns, or None if it raises or takes more than ``size`` bytes of memory.
 
     A limit holds for a whole process, and that of ONNX Runtime has threads that end it where memory is short. So the
-    work is done in a fork, which has no other threads. Only a process that :func:`~exprune_cli.available.limit_memory`
-    has limited, the command line's, is forked: one that others share is neither limited nor forked.
+    work is done in a fork, which has no other threads. A process without a limit is neither limited nor forked: others
+    share it. The command line limits its own, see :func:`~exprune_cli.available.limit_memory`.
 
     Args:
         work: Needs no other thread. What it changes is lost where it runs in a fork.
