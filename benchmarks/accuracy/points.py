@@ -43,11 +43,13 @@ class Score:
     def limit(self, ahead: float) -> float:
         """The drop that choices are made by: an upper limit, at :data:`LEVEL`, of a drop elsewhere.
 
+        Where pruning gains on these samples it is held to lose nothing: of many candidates some are lucky.
+
         Args:
             ahead: Standard error of a drop that is foretold by this one, in terms of this one's: 1 for the
                 expected drop, more for that on other samples, see :meth:`Samples.ahead`.
         """
-        return self.drop + float(ndtri(LEVEL)) * ahead * self.error
+        return max(self.drop, 0.0) + float(ndtri(LEVEL)) * ahead * self.error
 
 
 @dataclass
