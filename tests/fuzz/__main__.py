@@ -136,6 +136,8 @@ def main() -> int:
         child(options.target, options.seed, _INPUTS_PER_CHILD, options.child)
         return 0
     if options.seed is not None:
+        if options.target == "all":
+            parser.error("--seed is of one --target")
         with tempfile.TemporaryDirectory() as folder:
             run_one(options.target, options.seed, Path(folder))
         return 0
