@@ -44,6 +44,14 @@ def folder(tmp_path: Path, model_bytes: bytes) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True, scope="module")
+def interruptible() -> Iterator[None]:
+    """A shell's background job ignores SIGINT, and so would all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def start(folder: Path, *arguments: str, **options: object) -> subprocess.Popen[str]:
     """Starts a command in a process of its own."""
     return subprocess.Popen(
@@ -179,7 +187,7 @@ def endless(folder: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("terminal", [False, True], ids=["quiet", "progress shown"])
 def test_signals_end_what_runs_in_native_code(
-    folder: Path, number: signal.Signals, code: int, terminal: bool
+    folder: Path, number: signal.Signals, code: int, terminal: bool, request: pytest.FixtureRequest
 ) -> None:
     endless(folder)
     if terminal:
@@ -196,6 +204,7 @@ def test_signals_end_what_runs_in_native_code(
         os.close(follower)
     else:
         process = start(folder, *CALIBRATE)  # type: ignore[assignment]
+    request.addfinalizer(process.kill)  # it would run for ever
     time.sleep(4)
     assert process.poll() is None
     begin = time.monotonic()
