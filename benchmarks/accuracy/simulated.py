@@ -204,7 +204,7 @@ class _Builder:
         return self._op("ReduceSum", [values], part, keepdims=0)
 
     def _count(self, like: str, decided: Callable[[str], str]) -> None:
-        """Counts outputs and rows; ``decided`` makes the former of the number of rows."""
+        """Counts decided outputs and rows; ``decided`` makes the former from the number of all outputs."""
         size = self._op("Cast", [self._op("Size", [like], "size")], "outputs", to=TensorProto.FLOAT)
         rows = self._op("Div", [size, self._scalar(float(self.site.outputs))], "row number")
         for kind, source in (("decided", decided(size)), ("rows", rows)):
