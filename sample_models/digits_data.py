@@ -7,10 +7,14 @@ training or calibration saw.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
+#: Side of the images of ``digits_resnet``.
+SIZE = 32
 SPLITS = ("train", "calibration", "test")
 
 
@@ -59,3 +63,13 @@ def views(
     rng = np.random.default_rng(seed)
     pick = np.arange(count) % len(images)
     return np.stack([view(images[i], size, rng, strength) for i in pick]), labels[pick]
+
+
+def save(folder: Path, split: str, count: int, seed: int) -> None:
+    """Writes views as ``.npz`` files of 1,000 samples."""
+    folder.mkdir(exist_ok=True)
+    images, labels = views(split, count, SIZE, seed)
+    for i in range(0, count, 1000):
+        np.savez_compressed(
+            folder / f"{i // 1000:02d}.npz", image=images[i : i + 1000, None], label=labels[i : i + 1000]
+        )

@@ -28,13 +28,26 @@ from exprune_cli.model import load
 TRIALS, QUICK_TRIALS = 500, 4
 
 
-def run(case: Case, methods: list[str], trials: int, quick: bool, full: bool = False) -> list[Result]:
-    """All methods on one model; ``full``: trials on all samples that candidates are chosen on."""
+def run(
+    case: Case, methods: list[str], trials: int, quick: bool, full: bool = False, tests: Path | None = None
+) -> list[Result]:
+    """All methods on one model.
+
+    Args:
+        case: The model and its data.
+        methods: Of :data:`METHODS`.
+        trials: Of a tuner.
+        quick: Whether to take few samples.
+        full: Whether trials run on all samples that candidates are chosen on.
+        tests: Folder of other test data than the committed ones, see :mod:`benchmarks.accuracy.fresh`.
+    """
     model = load(case.folder / case.model)
     data, test = (
-        samples(open_data(case.folder / folder, model.proto), originals)
+        samples(open_data(folder, model.proto), originals)
         for folder, originals in zip(
-            (case.calibration, case.test), case.originals or (None, None), strict=True
+            (case.folder / case.calibration, (tests or case.folder) / case.test),
+            case.originals or (None, None),
+            strict=True,
         )
     )
     tuned, validated = case.validated if full else case.tuned, case.validated
@@ -121,6 +134,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--full", action="store_true", help="tune on all samples that candidates are chosen on: hours"
     )
     parser.add_argument(
+        "--tests", type=Path, help="folder of benchmarks.accuracy.fresh, in place of the committed test data"
+    )
+    parser.add_argument(
         "-o", "--output", type=Path, default=Path("accuracy"), help="folder of tables and plots"
     )
     args = parser.parse_args(arguments)
@@ -133,7 +149,9 @@ def main(arguments: list[str] | None = None) -> None:
     for name in names:
         start = time.perf_counter()
         with threadpool_limits(limits=1, user_api="blas"):  # all methods on one thread: CPU times compare
-            results = run(cases[name], args.method or list(METHODS), trials, args.quick, args.full)
+            results = run(
+                cases[name], args.method or list(METHODS), trials, args.quick, args.full, args.tests
+            )
         text = table(name, results)
         print(text, f"({time.perf_counter() - start:.0f} s)\n", sep="\n", flush=True)
         file = "".join(c if c.isalnum() else "_" for c in name)

@@ -14,7 +14,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -23,9 +22,9 @@ from torch.nn import functional as F
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from digits_data import views
+from digits_data import SIZE, save, views
 
-SIZE, BATCH = 32, 64
+BATCH = 64
 
 
 class Block(nn.Module):
@@ -127,16 +126,6 @@ def export(model: ResNet, path: Path) -> None:
     proto = onnx.load(path)
     onnx.checker.check_model(proto, full_check=True)
     print(f"{path.name}: {path.stat().st_size / 2**20:.1f} MiB")
-
-
-def save(folder: Path, split: str, count: int, seed: int) -> None:
-    """Writes views as ``.npz`` files of 1,000 samples."""
-    folder.mkdir(exist_ok=True)
-    images, labels = views(split, count, SIZE, seed)
-    for i in range(0, count, 1000):
-        np.savez_compressed(
-            folder / f"{i // 1000:02d}.npz", image=images[i : i + 1000, None], label=labels[i : i + 1000]
-        )
 
 
 def main() -> None:

@@ -10,10 +10,7 @@ penalty on the ReLU outputs).  Exported twice:
   [layers, batch, heads, past, head_dim], past at most 63 and possibly 0
   -> 'next' int64 [batch, 1], 'keys' and 'values', the caches grown by one.
 
-Data: the standard library's .py files of the running Python (PSF licence), without test packages,
-in name order; whole files go to train / calibration / test by the CRC of their names.  The tokens
-come from a byte-pair encoding trained on the training files (Sennrich et al., arXiv 1508.07909),
-kept in tokenizer.json.  Another Python version has other text, hence another model.
+Data: see text_data.py.  Another Python version has other text, hence another model.
 
     python sample_models/relu_lm/train.py        (about 7 minutes on one core)
 """
@@ -21,14 +18,9 @@ kept in tokenizer.json.  Another Python version has other text, hence another mo
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
-import re
 import sys
-import sysconfig
 import time
-import zlib
-from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -38,106 +30,8 @@ from torch.nn import functional
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import itertools
-
 import common
-
-CONTEXT = 64
-SEPARATOR = 0  # the zero byte, which no source file holds, stands before each file
-PIECES = re.compile(r"\n *| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s")
-SKIPPED = {
-    "test",
-    "tests",
-    "idlelib",
-    "lib2to3",
-    "ensurepip",
-    "site-packages",
-    "dist-packages",
-    "__pycache__",
-}
-
-
-def read_texts() -> dict[str, list[str]]:
-    """Return the texts of the standard library's modules by split."""
-    root = Path(sysconfig.get_path("stdlib"))
-    texts: dict[str, list[str]] = {"train": [], "calibration": [], "test": []}
-    for file in sorted(root.rglob("*.py")):
-        name = file.relative_to(root)
-        if SKIPPED.intersection(name.parts) or name.name.startswith("_sysconfigdata"):
-            continue
-        bucket = zlib.crc32(name.as_posix().encode()) % 100
-        split = "test" if bucket < 6 else "calibration" if bucket < 10 else "train"
-        texts[split].append(file.read_text(encoding="utf-8", errors="replace").replace("\0", ""))
-    return texts
-
-
-def train_tokenizer(texts: list[str], size: int) -> list[tuple[int, int]]:
-    """Return the merges of a byte-level byte-pair encoding with ``size`` tokens, in order."""
-    counts = Counter(piece for text in texts for piece in PIECES.findall(text))
-    words = [(list(word.encode()), count) for word, count in sorted(counts.items()) if count > 1]
-    pairs: Counter[tuple[int, int]] = Counter()
-    where: dict[tuple[int, int], set[int]] = defaultdict(set)
-    for index, (word, count) in enumerate(words):
-        for pair in itertools.pairwise(word):
-            pairs[pair] += count
-            where[pair].add(index)
-    heap = [(-count, pair) for pair, count in pairs.items()]
-    heapq.heapify(heap)
-    merges: list[tuple[int, int]] = []
-    while len(merges) < size - 256:
-        negative, best = heapq.heappop(heap)
-        if pairs[best] != -negative:
-            continue  # an out-of-date entry
-        token = 256 + len(merges)
-        merges.append(best)
-        changed = set()
-        for index in sorted(where[best]):
-            word, count = words[index]
-            for pair in itertools.pairwise(word):
-                pairs[pair] -= count
-                changed.add(pair)
-            word[:] = merge(word, best, token)
-            for pair in itertools.pairwise(word):
-                pairs[pair] += count
-                where[pair].add(index)
-                changed.add(pair)
-        for pair in changed:
-            if pairs[pair] > 0:
-                heapq.heappush(heap, (-pairs[pair], pair))
-    return merges
-
-
-def merge(word: list[int], pair: tuple[int, int], token: int) -> list[int]:
-    """Replace each occurrence of ``pair`` by ``token``."""
-    result, position = [], 0
-    while position < len(word):
-        if position + 1 < len(word) and (word[position], word[position + 1]) == pair:
-            result.append(token)
-            position += 2
-        else:
-            result.append(word[position])
-            position += 1
-    return result
-
-
-def encode(texts: list[str], merges: list[tuple[int, int]]) -> np.ndarray:
-    """Encode texts to one stream of tokens, a separator before each text."""
-    ranks = {pair: rank for rank, pair in enumerate(merges)}
-    known: dict[str, list[int]] = {}
-    stream: list[int] = []
-    for text in texts:
-        stream.append(SEPARATOR)
-        for piece in PIECES.findall(text):
-            if piece not in known:
-                word = list(piece.encode())
-                while len(word) > 1:
-                    best = min(itertools.pairwise(word), key=lambda pair: ranks.get(pair, len(ranks)))
-                    if best not in ranks:
-                        break
-                    word = merge(word, best, 256 + ranks[best])
-                known[piece] = word
-            stream.extend(known[piece])
-    return np.array(stream, np.int64)
+from text_data import CONTEXT, encode, read_texts, train_tokenizer, windows, write_sequences
 
 
 class Linear(nn.Module):
@@ -301,18 +195,6 @@ def export(model: LanguageModel, folder: Path) -> None:
     common.finish_onnx(path, "One decode step of relu_lm with a key and value cache.")
 
 
-def write_sequences(stream: np.ndarray, count: int, folder: Path, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Write ``count`` windows that do not overlap, and their true next tokens."""
-    common.fresh_directory(folder)
-    slots = np.random.default_rng(seed).permutation((len(stream) - 1) // CONTEXT)[:count]
-    first = np.sort(slots)[:, None] * CONTEXT + np.arange(CONTEXT)
-    tokens, labels = stream[first], stream[first + 1]
-    for number, begin in enumerate(range(0, len(tokens), 100)):
-        part = slice(begin, begin + 100)
-        np.savez_compressed(folder / f"{number:03d}.npz", tokens=tokens[part], label=labels[part])
-    return tokens, labels
-
-
 def decode(path: Path, tokens: np.ndarray, shape: tuple[int, int, int]):
     """Feed tokens one at a time; yield the inputs and the answer of each step."""
     layers, heads, size = shape
@@ -403,7 +285,8 @@ def main() -> None:
 
     shape = (options.layers, options.heads, options.width // options.heads)
     for name, count in (("calibration", 1000), ("test", 500)):
-        tokens, labels = write_sequences(streams[name], count, options.out / name, options.seed)
+        tokens, labels = windows(streams[name], count, options.seed)
+        write_sequences(tokens, labels, options.out / name)
         few = np.linspace(0, len(tokens) - 1, 5).astype(int)
         folder = options.out / f"{name}_step"
         write_steps(options.out / "relu_lm_step.onnx", tokens[few], labels[few], shape, folder)
