@@ -61,6 +61,9 @@ OTHER_ROWS = 1.1
 #: A form that wins by this much at the most rows of ``ROWS`` needs no dense layer beside it for more: from there to
 #: 1,024 rows feed-forward layers lost a tenth of their speed-up, and beyond both forms cost the same for every row.
 ANY_ROWS = 1.25
+#: A form whose kernel computes everything where skipping does not pay needs none if it is not slower than this at any
+#: number of rows, and by so much faster at the most.
+EVEN, EVEN_AT_MOST = 0.98, 1.05
 
 Options = Mapping[str, Sequence[SitePlan]]
 
@@ -206,6 +209,8 @@ def _for_all_rows(
         return plan
     there = sum(feed["in_0"].size for feed in inputs) // site.groups
     faster, speedup = 0, 0.0
+    wins, even = True, computes_all(site, plan) and up_to is None
+    slower = 0
     for rows in sorted({*ROWS, meant}):
         if up_to is not None and rows > up_to:
             break
@@ -213,13 +218,21 @@ def _for_all_rows(
             speedup = won
         else:
             if rows > there:
+                even = False
                 break
             speedup = timer.time(with_rows(inputs, rows, site.transposed_input), seconds / 2).speedup
             if speedup < OTHER_ROWS:
-                break
-        faster = rows
+                slower = slower or rows
+                wins = False
+                even = even and speedup >= EVEN
+        if wins:
+            faster = rows
+        elif not even:
+            break
+    if even and speedup >= EVEN_AT_MOST:
+        return plan
     if faster < meant:
-        return dense(site, f"faster at {meant} rows, but not at {rows}")
+        return dense(site, f"faster at {meant} rows, but not at {slower}")
     if faster >= ROWS[-1] and speedup >= ANY_ROWS and up_to is None:
         return plan
     if can_be_guarded(site, plan):
@@ -227,6 +240,11 @@ def _for_all_rows(
     if faster < ROWS[-1]:
         return dense(site, f"faster up to {faster} rows only, and the number of rows is open")
     return plan
+
+
+def computes_all(site: Site, plan: SitePlan) -> bool:
+    """Whether the kernel itself turns to a dense product where much is alive in many rows."""
+    return site.kind == "sparse" or (site.kind == "relu" and plan.estimate == "quantized")
 
 
 def can_be_guarded(site: Site, plan: SitePlan) -> bool:

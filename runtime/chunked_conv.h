@@ -78,7 +78,7 @@ struct ChunkedConv : KernelBase {
   }
 
   OrtStatus* compute(OrtKernelContext* context) {
-    const Call call = {context, op};
+    const Call call = {context, op, &constants};
     Derived& self = *static_cast<Derived*>(this);
     StagedInputs in;
     ConvSizes sizes = {};

@@ -60,7 +60,7 @@ struct LowRankGemm : KernelBase {
   OrtStatus* create(const OrtKernelInfo*) { return nullptr; }
 
   OrtStatus* compute(OrtKernelContext* context) {
-    const Call call = {context, op};
+    const Call call = {context, op, &constants};
     LowRankInputs in;
     LowRankGemmCall gemm = {};
     EXPRUNE_RETURN_IF_ERROR(read_low_rank(call, pages, &in, &gemm.layer));
@@ -105,7 +105,7 @@ struct LowRankArgMax : KernelBase {
   }
 
   OrtStatus* compute(OrtKernelContext* context) {
-    const Call call = {context, op};
+    const Call call = {context, op, &constants};
     LowRankInputs in;
     LowRankTopKCall head = {};
     EXPRUNE_RETURN_IF_ERROR(read_low_rank(call, pages, &in, &head.layer));

@@ -52,19 +52,54 @@ bool product(const int64_t* dims, int rank, int64_t* result) {
   return true;
 }
 
+// A tensor's type and shape; of more than `most` dims only their number.
+static OrtStatus* describe(const OrtValue* value, size_t most, int* element, size_t* rank, int64_t* dims) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  EXPRUNE_RETURN_IF_ERROR(ort::GetTensorTypeAndShape::call(api(), value, &info));
+  OrtStatus* status = ort::GetTensorElementType::call(api(), info, element);
+  if (!status) status = ort::GetDimensionsCount::call(api(), info, rank);
+  if (!status && *rank <= most) status = ort::GetDimensions::call(api(), info, dims, *rank);
+  ort::ReleaseTensorTypeAndShapeInfo::call(api(), info);
+  return status;
+}
+
+void ConstantInputs::read(const OrtKernelInfo* info, int count) {
+  constexpr size_t kMostDims = sizeof(ConstantInput::dims) / sizeof(int64_t);
+  for (int i = 0; i < count; i++) {
+    int constant = 0;
+    const OrtValue* value = nullptr;
+    if (!ok(ort::KernelInfoGetConstantInput_tensor::call(api(), info, static_cast<size_t>(i), &constant, &value))) {
+      continue;
+    }
+    if (!constant || !value) continue;
+    ConstantInput input;
+    int element = 0;
+    size_t rank = 0;
+    if (!ok(describe(value, kMostDims, &element, &rank, input.dims)) || rank > kMostDims) continue;
+    input.rank = static_cast<int32_t>(rank);
+    input.type = element;
+    if (!product(input.dims, input.rank, &input.count)) continue;
+    if (!ok(ort::GetTensorMutableData::call(api(), const_cast<OrtValue*>(value), &input.data))) continue;
+    inputs[i] = input;
+  }
+}
+
 OrtStatus* Call::input(size_t index, const char* name, int type, Tensor* tensor) const {
+  if (constants->has(index)) {
+    const ConstantInput& input = constants->inputs[index];
+    if (input.type != type) return bad(name, "has the wrong element type");
+    tensor->data = input.data;
+    tensor->rank = input.rank;
+    tensor->count = input.count;
+    memcpy(tensor->dims, input.dims, sizeof(input.dims));
+    return nullptr;
+  }
   const OrtValue* value = nullptr;
   EXPRUNE_RETURN_IF_ERROR(ort::KernelContext_GetInput::call(api(), context, index, &value));
   if (!value) return bad(name, "is missing");
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  EXPRUNE_RETURN_IF_ERROR(ort::GetTensorTypeAndShape::call(api(), value, &info));
   int element = 0;
   size_t rank = 0;
-  OrtStatus* status = ort::GetTensorElementType::call(api(), info, &element);
-  if (!status) status = ort::GetDimensionsCount::call(api(), info, &rank);
-  if (!status && rank <= kMaxRank) status = ort::GetDimensions::call(api(), info, tensor->dims, rank);
-  ort::ReleaseTensorTypeAndShapeInfo::call(api(), info);
-  if (status) return status;
+  EXPRUNE_RETURN_IF_ERROR(describe(value, kMaxRank, &element, &rank, tensor->dims));
   if (element != type) return bad(name, "has the wrong element type");
   if (rank > kMaxRank) return bad(name, "has %zu dimensions, at most %d are supported", rank, kMaxRank);
   tensor->rank = static_cast<int>(rank);

@@ -111,6 +111,8 @@ using ReleaseCustomOpDomain = Fn<101, void, OrtCustomOpDomain*>;
 using KernelInfoGetAttributeArray_float = Fn<162, OrtStatus*, const OrtKernelInfo*, const char*, float*, size_t*>;
 using KernelInfoGetAttributeArray_int64 =
     Fn<163, OrtStatus*, const OrtKernelInfo*, const char*, int64_t*, size_t*>;
+using KernelInfoGetConstantInput_tensor =
+    Fn<249, OrtStatus*, const OrtKernelInfo*, size_t, int*, const OrtValue**>;
 using ShapeInferContext_GetInputTypeShape =
     Fn<268, OrtStatus*, const OrtShapeInferContext*, size_t, OrtTensorTypeAndShapeInfo**>;
 using ShapeInferContext_GetAttribute =

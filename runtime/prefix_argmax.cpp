@@ -20,7 +20,7 @@ struct PrefixArgMax : KernelBase {
   }
 
   OrtStatus* compute(OrtKernelContext* context) {
-    const Call call = {context, op};
+    const Call call = {context, op, &constants};
     StagedInputs in;
     ArgMaxCall head = {};
     EXPRUNE_RETURN_IF_ERROR(call.input(kX, "X", ort::kFloat, &in.x));

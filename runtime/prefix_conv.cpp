@@ -20,7 +20,7 @@ struct PrefixConv : KernelBase {
   }
 
   OrtStatus* compute(OrtKernelContext* context) {
-    const Call call = {context, op};
+    const Call call = {context, op, &constants};
     StagedInputs in;
     ConvCall conv = {};
     const int rank = geometry.rank;

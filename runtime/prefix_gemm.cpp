@@ -16,7 +16,7 @@ struct PrefixGemm : KernelBase {
   OrtStatus* create(const OrtKernelInfo* info) { return read_z<Test>(info, op, &z); }
 
   OrtStatus* compute(OrtKernelContext* context) {
-    const Call call = {context, op};
+    const Call call = {context, op, &constants};
     StagedInputs in;
     GemmCall gemm = {};
     EXPRUNE_RETURN_IF_ERROR(call.input(kX, "X", ort::kFloat, &in.x));

@@ -7,7 +7,7 @@ namespace exprune {
 
 // Inputs by position. X, codes, scale, error, norm, W and bias come first; then, for the ReLU op, offset and
 // max.
-constexpr size_t kQuantizedX = 0, kQuantizedBias = 6;
+constexpr size_t kQuantizedX = 0, kQuantizedWeight = 5, kQuantizedBias = 6;
 constexpr uint32_t kQuantizedBytes = 1u << 1;
 
 struct QuantizedInputs {

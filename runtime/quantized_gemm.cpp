@@ -8,11 +8,12 @@ struct QuantizedGemm : KernelBase {
   static constexpr Signature kSignature = {static_cast<int>(kQuantizedBias) + 3, 0, false, kQuantizedBytes};
 
   const char* op = nullptr;
+  KeptMemory panels;
 
   OrtStatus* create(const OrtKernelInfo*) { return nullptr; }
 
   OrtStatus* compute(OrtKernelContext* context) {
-    const Call call = {context, op};
+    const Call call = {context, op, &constants};
     QuantizedInputs in;
     QuantizedGemmCall gemm = {};
     EXPRUNE_RETURN_IF_ERROR(read_quantized(call, pages, &in, &gemm.layer));
@@ -26,6 +27,7 @@ struct QuantizedGemm : KernelBase {
     EXPRUNE_RETURN_IF_ERROR(one_survivors(call, 1, &uncounted, &gemm.survivors));
     gemm.x = in.x.floats();
     gemm.y = static_cast<float*>(y);
+    gemm.panels = constants.has(kQuantizedWeight) ? &panels.data : nullptr;
     Runner runner = {context};
     return runner.result(kernels().quantized_gemm(gemm, runner.env(*this)), op);
   }

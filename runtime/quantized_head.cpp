@@ -8,7 +8,7 @@ namespace exprune {
 // What both heads do once they know what they want.
 static OrtStatus* run_head(OrtKernelContext* context, const char* op, KernelBase& kernel, size_t last_output,
                            QuantizedTopKCall* head) {
-  const Call call = {context, op};
+  const Call call = {context, op, &kernel.constants};
   int64_t uncounted = 0;
   EXPRUNE_RETURN_IF_ERROR(one_survivors(call, last_output, &uncounted, &head->survivors));
   Runner runner = {context};
@@ -26,7 +26,7 @@ struct QuantizedArgMax : KernelBase {
   }
 
   OrtStatus* compute(OrtKernelContext* context) {
-    const Call call = {context, op};
+    const Call call = {context, op, &constants};
     QuantizedInputs in;
     QuantizedTopKCall head = {};
     EXPRUNE_RETURN_IF_ERROR(read_quantized(call, pages, &in, &head.layer));
@@ -49,7 +49,7 @@ struct QuantizedTopK : KernelBase {
   OrtStatus* create(const OrtKernelInfo*) { return nullptr; }
 
   OrtStatus* compute(OrtKernelContext* context) {
-    const Call call = {context, op};
+    const Call call = {context, op, &constants};
     QuantizedInputs in;
     Tensor k;
     QuantizedTopKCall head = {};

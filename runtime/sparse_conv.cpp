@@ -55,7 +55,7 @@ struct SparseConv : KernelBase {
   }
 
   OrtStatus* compute(OrtKernelContext* context) {
-    const Call call = {context, op};
+    const Call call = {context, op, &constants};
     StagedInputs in;
     ConvCall conv = {};
     const int rank = geometry.rank;

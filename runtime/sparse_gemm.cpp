@@ -7,11 +7,12 @@ struct SparseGemm : KernelBase {
   static constexpr Signature kSignature = {3, 0, false};
 
   const char* op = nullptr;
+  KeptMemory panels;
 
   OrtStatus* create(const OrtKernelInfo*) { return nullptr; }
 
   OrtStatus* compute(OrtKernelContext* context) {
-    const Call call = {context, op};
+    const Call call = {context, op, &constants};
     Tensor x, w, bias;
     EXPRUNE_RETURN_IF_ERROR(call.input(0, "X", ort::kFloat, &x));
     EXPRUNE_RETURN_IF_ERROR(call.input(1, "W", ort::kFloat, &w));
@@ -38,6 +39,7 @@ struct SparseGemm : KernelBase {
     pages.ask_for(w.data, static_cast<size_t>(w.count) * sizeof(float), nullptr, 0);
     gemm.bias = bias.floats();
     gemm.y = static_cast<float*>(y);
+    gemm.panels = constants.has(1) ? &panels.data : nullptr;
     Runner runner = {context};
     return runner.result(kernels().sparse_gemm(gemm, runner.env(*this)), op);
   }

@@ -13,6 +13,7 @@
 
 #include "dots.h"
 #include "low_rank.h"
+#include "packed_gemm.h"
 #include "quantized.h"
 #include "tasks.h"
 
@@ -27,6 +28,8 @@ constexpr int64_t kMostWorkers = 64;
 constexpr int64_t kProductsAlone = 1 << 17;  // products of the estimate that are not worth other threads
 // Share of survivors from which on reading the codes first (a quarter of the bytes) does not pay.
 constexpr float kTooManySurvivors = 0.7f;
+// What a product costs next to one in panels: of codes, and of floats of an output that survives in some rows.
+constexpr float kCodeProduct = 0.3f, kSurvivorProduct = 5.0f;
 
 // Outputs that were tested. They are finished after the next step's test, so that it is known which weights
 // to fetch when the last ones of a step are in use.
@@ -186,6 +189,46 @@ struct EstimatedGemmPlan {
   }
 };
 
+// What becomes of the sums of a dense product.
+template <class Call>
+struct ReluResults {
+  const Call* call;
+
+  V begin(int64_t, int64_t) const { return V{}; }
+
+  void end(int64_t row, int64_t n, int64_t used, V sum) const {
+    const Finish& f = call->finish;
+    const int64_t at = row * call->layer.outputs + n;
+    const auto read = [&](const float* p) { return used == kLanes ? load(p) : load_first(p, used); };
+    const V offset = f.offset_full ? read(f.offset + at) : splat(f.offset[0]);
+    V y = sum + (read(call->layer.bias + n) + offset);
+    y = select(reinterpret_cast<I>(y <= V{}), V{}, y);  // a NaN is not <= 0 and stays
+    y = select(reinterpret_cast<I>(y > splat(f.max)), splat(f.max), y);
+    if (used == kLanes) return store(call->y + at, y);
+    for (int64_t i = 0; i < used; i++) call->y[at + i] = y[i];
+  }
+};
+
+// All outputs in full; false where there are no panels.
+template <class Call>
+static bool all_outputs(const Call& call, const Env& env) {
+  const auto& layer = call.layer;
+  const PanelWeights weights = {layer.weight, layer.outputs, layer.groups, true};
+  const float* const panels = panels_of(weights, call.panels, env);
+  const ReluResults<Call> results = {&call};
+  return panels && packed_gemm(call.x, panels, call.rows, layer.groups, layer.outputs, results, env);
+}
+
+// `share` of the outputs survives, and a share survives in some row.
+template <class Call>
+static bool panels_are_faster(const Call& call, float share, float in_some_row) {
+  const int64_t weights = call.layer.outputs * call.layer.groups;
+  const float rows = static_cast<float>(call.rows);
+  const float skipping =
+      cycles(weights, 0.25f + in_some_row, rows * (kCodeProduct + kSurvivorProduct * share));
+  return skipping > cycles(weights, 1.0f, rows);
+}
+
 template <class Source, class Call>
 static bool estimated_gemm(const Call& call, const Env& env) {
   using Plan = EstimatedGemmPlan<Source, Call>;
@@ -212,7 +255,9 @@ static bool estimated_gemm(const Call& call, const Env& env) {
   Lease scratch(*env.per_call, layout(nullptr));
   if (!scratch.data()) return false;
   layout(scratch.data());
-  if (!plan.source.fill(call.x, call.rows, env)) return false;
+  // Where most outputs survive, the rows beyond the probe are not estimated.
+  const int64_t shown = Source::kSound ? min_of(call.rows, plan.pass_rows) : call.rows;
+  if (!plan.source.fill(call.x, shown, env)) return false;
 
   const int64_t probed = min_of(kProbeOutputs, layer.outputs);
   plan.test(0, 0, probed, probe_scratch, plan.probe);
@@ -220,8 +265,14 @@ static bool estimated_gemm(const Call& call, const Env& env) {
     int64_t alive = 0;
     for (int64_t l = 0; l < plan.probe.listed; l++)
       alive += __builtin_popcountll(plan.probe.rows[plan.probe.list[l]]);
-    const int64_t all = probed * min_of(plan.pass_rows, call.rows);
-    plan.dense = static_cast<float>(alive) > kTooManySurvivors * static_cast<float>(all);
+    const float share = static_cast<float>(alive) / static_cast<float>(probed * shown);
+    const float in_some_row = static_cast<float>(plan.probe.listed) / static_cast<float>(probed);
+    plan.dense = share > kTooManySurvivors;
+    if (call.rows > 1 && panels_are_faster(call, share, in_some_row) && all_outputs(call, env)) {
+      call.survivors[0] = call.rows * layer.outputs;
+      return true;
+    }
+    if (shown < call.rows && !plan.source.fill(call.x, call.rows, env)) return false;
   }
   const bool alone = call.rows * layer.outputs * layer.groups <= kProductsAlone;
   const int64_t workers = alone ? 1 : min_of(plan.units * plan.passes, kMostWorkers);

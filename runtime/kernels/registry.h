@@ -58,6 +58,9 @@ struct Staged {
   float z;  // Stats only
 };
 
+// Memory that a kernel makes when it first needs it, and that the node then keeps, from malloc(); null before that.
+using Kept = std::atomic<void*>*;
+
 // Y = alive ? min(max(P + bias + offset, 0), max) : 0
 struct Finish {
   const float* offset;  // one element, or Y's shape if offset_full
@@ -97,7 +100,7 @@ struct ConvCall {
 struct BlockConvCall {
   ConvCall conv;
   int64_t block;
-  std::atomic<void*>* geometry;  // the kernel's own: what it remembers of a shape, from malloc(), or null
+  Kept geometry;  // what the kernel remembers of a shape
 };
 
 // A convolution in blocks of one panel of output channels x one output position. In `staged`: head holds all
@@ -127,6 +130,7 @@ struct SparseGemmCall {
   const float* bias;             // [N]
   float* y;                      // [M, N]
   int64_t* survivors;            // [1], how many x are not 0
+  Kept panels;                   // of W; null where W may be another one in the next call
 };
 
 // Weights in full and as codes: w[n][g] = scale[n] * (code - zero) + (what `error` bounds).
@@ -175,6 +179,7 @@ struct EstimatedGemmCall {
   const float* x;      // [M, G]
   float* y;            // [M, N]
   int64_t* survivors;  // [1]
+  Kept panels;         // of the weights; null where these may be others in the next call
 };
 
 // A head of which some classes are shown not to be among the k best, and the others are computed.

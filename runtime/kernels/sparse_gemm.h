@@ -7,6 +7,7 @@
 #pragma once
 
 #include "dots.h"
+#include "packed_gemm.h"
 #include "registry.h"
 #include "simd.h"
 #include "tasks.h"
@@ -19,6 +20,8 @@ constexpr int64_t kSparseRows = 64;      // rows of X that one pass over W serve
 constexpr int64_t kSparseDepth = 256;    // rows of W of a chunk
 // What is not worth waking other threads: elements of X to look through, bytes of W to read.
 constexpr int64_t kSparseFewInputs = 1 << 15, kSparseFewBytes = 1 << 16;
+// What a product of an input that is not 0 costs next to one in panels.
+constexpr float kInputProduct = 4.0f;
 
 // The inputs of some rows of X that are not 0.
 struct SparseInputs {
@@ -35,6 +38,18 @@ struct SparseInputs {
   int64_t needed() const {
     int64_t count = 0;
     for (int64_t c = 0; c < chunks; c++) count += any_count[c];
+    return count;
+  }
+
+  // Inputs of these rows that are not 0.
+  int64_t count_inputs() const {
+    const int64_t depth = call->depth, all = rows * depth;
+    const float* const x = call->x + first * depth;
+    int64_t count = 0;
+    for (int64_t i = 0; i < all; i += kLanes) {
+      const I zero = reinterpret_cast<I>((all - i >= kLanes ? load(x + i) : load_first(x + i, all - i)) == V{});
+      count += __builtin_popcount(~bits(zero) & (~0u >> (32 - kLanes)));
+    }
     return count;
   }
 
@@ -139,6 +154,42 @@ struct SparseGemmPlan {
   }
 };
 
+// Sums begin with the bias, as they do where zeros are left out: they are the same numbers.
+struct SparseResults {
+  const SparseGemmCall* call;
+  int64_t first;  // row of X
+
+  V begin(int64_t n, int64_t used) const {
+    return used == kLanes ? load(call->bias + n) : load_first(call->bias + n, used);
+  }
+
+  void end(int64_t row, int64_t n, int64_t used, V sum) const {
+    float* const y = call->y + (first + row) * call->columns + n;
+    if (used == kLanes) return store(y, sum);
+    for (int64_t i = 0; i < used; i++) y[i] = sum[i];
+  }
+};
+
+// All products of the rows that `inputs` is at; false where there are no panels.
+static bool all_products(const SparseInputs& inputs, const Env& env) {
+  const SparseGemmCall& c = *inputs.call;
+  const float* const panels = panels_of({c.w, c.columns, c.depth, false}, c.panels, env);
+  const SparseResults results = {&c, inputs.first};
+  return panels &&
+         packed_gemm(c.x + inputs.first * c.depth, panels, inputs.rows, c.depth, c.columns, results, env);
+}
+
+// `alive` inputs of the rows are not 0; if by chance, some row has one where the rows of W stand that are read.
+static bool panels_are_faster(const SparseInputs& inputs, int64_t alive) {
+  const SparseGemmCall& c = *inputs.call;
+  const float rows = static_cast<float>(inputs.rows);
+  const float share = static_cast<float>(alive) / (rows * static_cast<float>(c.depth));
+  float in_no_row = 1.0f;
+  for (int64_t r = 0; r < inputs.rows; r++) in_no_row *= 1.0f - share;
+  const int64_t weights = c.depth * c.columns;
+  return cycles(weights, 1.0f - in_no_row, rows * kInputProduct * share) > cycles(weights, 1.0f, rows);
+}
+
 static bool sparse_gemm(const SparseGemmCall& call, const Env& env) {
   call.survivors[0] = 0;
   if (call.depth == 0 && call.columns == 0) return true;  // any number of rows may have nothing in it
@@ -156,6 +207,13 @@ static bool sparse_gemm(const SparseGemmCall& call, const Env& env) {
   layout(scratch.data());
   for (inputs.first = 0; inputs.first < call.rows; inputs.first += kSparseRows) {
     inputs.rows = min_of(kSparseRows, call.rows - inputs.first);
+    if (inputs.rows > 1) {
+      const int64_t alive = inputs.count_inputs();
+      if (panels_are_faster(inputs, alive) && all_products(inputs, env)) {
+        inputs.survivors += alive;
+        continue;
+      }
+    }
     const bool few = inputs.rows * call.depth <= kSparseFewInputs;
     if (!run_tasks(env, few, inputs.chunks, SparseInputs::chunk_task, &inputs)) return false;
     const bool small =

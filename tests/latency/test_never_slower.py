@@ -48,13 +48,14 @@ class Clock(SiteTimer):
     """Times nothing: a site wins up to so many rows."""
 
     wins_up_to = 4
+    beyond = 0.9
 
     def __init__(self):
         pass
 
     def time(self, inputs, seconds):
         rows = inputs[0]["in_0"].size // 64
-        return SiteTiming(10.0, 5.0, 2.0 if rows <= self.wins_up_to else 0.9)
+        return SiteTiming(10.0, 5.0, 2.0 if rows <= self.wins_up_to else self.beyond)
 
 
 def for_all_rows(model, clock, inputs, meant, won=2.0, up_to=None):
@@ -82,6 +83,31 @@ def test_without_a_limit_only_what_wins_by_far_at_many_rows(won, most):
     inputs = [{"in_0": np.ones((64, 64), np.float32)}]
     assert for_all_rows(head(), clock, inputs, 64, won).most_rows == most
     assert for_all_rows(head(), clock, inputs, 64, won, up_to=64).most_rows == 64
+
+
+@pytest.mark.parametrize(
+    ("beyond", "rows", "up_to", "most"),
+    [
+        (1.06, 100, None, None),
+        (0.99, 100, None, 4),
+        (0.97, 100, None, 4),
+        (1.06, 40, None, 4),
+        (1.06, 100, 8, 4),
+    ],
+)
+def test_a_kernel_that_computes_everything_needs_no_guard_where_it_is_even(beyond, rows, up_to, most):
+    """Up to the most rows that are tried, and on any number of threads; a head always has its guard."""
+    clock = Clock()
+    clock.beyond = beyond
+    inputs = [{"in_0": np.ones((1, 64), np.float32)}] * rows
+    model = load(mlp())
+    site = next(s for s in match(model).sites if s.kind == "relu")
+    shapes = infer_shapes(model.proto)
+    decide = lambda plan: never_slower._for_all_rows(site, plan, clock, inputs, 1, 2.0, shapes, 0.1, up_to)
+    assert decide(plan_quantized(site)).most_rows == most
+    prefix = dataclasses.replace(plan_quantized(site), estimate="low-rank")
+    assert decide(prefix).most_rows == 4
+    assert for_all_rows(head(), clock, inputs, 1, up_to=up_to).most_rows == 4
 
 
 def test_a_site_that_wins_only_at_odd_sizes_stays_dense():

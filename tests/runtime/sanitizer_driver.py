@@ -19,6 +19,8 @@ from .test_block_conv import BAD_BLOCKS, CASES, block_inputs, exact_inputs
 from .test_door import BAD_CONV, BAD_GEMM, CONV, conv_inputs, gemm_inputs
 from .test_low_rank import case as low_rank_case
 from .test_low_rank import run as run_low_rank
+from .test_packed import relu_call, sparse_call
+from .test_packed import run as run_constant
 from .test_panel_conv import BAD as BAD_PANELS
 from .test_panel_conv import CASES as PANELS
 from .test_panel_conv import panel_inputs
@@ -51,6 +53,10 @@ def address(library: str) -> None:
                     assert f"Quantized{kind}Bound: {where}" in str(error), error
                 else:
                     raise SystemExit(f"Quantized{kind}Bound took {name}")
+    for make in (sparse_call, relu_call):
+        for rows in (2, 13, 70):
+            for sizes in ((40, 70), (600, 33)):
+                run_constant(library, make(np.random.default_rng(rows), rows, *sizes, 1.0), threads=2)
     for kind in ("Gemm", "ArgMax"):
         for rows in (1, 5, 19, 0):
             run_low_rank(library, kind, low_rank_case(kind, 0, (rows,), outputs=70, full=True), threads=2)
@@ -84,13 +90,20 @@ def thread(library: str) -> None:
     for op in OPS:
         calls = (valid(op, np.random.default_rng(seed)) for seed in range(200))
         for call in [c for c in calls if c.inputs["X"].size >= 100][:3]:
-            session = open_session(model(call, function=False), library, threads=3, arena=False)
-            again = lambda _, session=session, call=call: session.run(None, call.inputs)
-            with ThreadPoolExecutor(4) as pool:
-                first, *others = pool.map(again, range(8))
-            for other in others:
-                for a, b in zip(first, other, strict=True):
-                    np.testing.assert_array_equal(a, b)
+            at_the_same_time(open_session(model(call, function=False), library, 3, arena=False), call.inputs)
+    for make in (sparse_call, relu_call):  # the first runs pack the weights
+        call = make(np.random.default_rng(0), 40, 64, 300, 1.0)
+        data = model(call, constants=True, function=False)
+        at_the_same_time(open_session(data, library, 3, arena=False), {"X": call.inputs["X"]})
+
+
+def at_the_same_time(session, inputs) -> None:
+    """Four runs of one session at a time, which give the same."""
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(lambda _: session.run(None, inputs), range(8))
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 if __name__ == "__main__":
