@@ -30,6 +30,9 @@ def main() -> None:
     parser.add_argument("--case", action="append", help="part of a case's name; can be repeated")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch", type=int, nargs="+", help="only these batch sizes")
+    parser.add_argument(
+        "--contender", action="append", help="the only ones to time beside dense; can be repeated"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, not how fast")
     options = parser.parse_args()
     chosen = [
@@ -40,7 +43,7 @@ def main() -> None:
     print(f"{runtime_info()}; numpy reads {read_bandwidth():.0f} GB/s on one thread\n", flush=True)
     print(HEADER)
     for case in chosen:
-        run_case(case, options.threads, options.batch, 0.2 if options.quick else SECONDS)
+        run_case(case, options.threads, options.batch, 0.2 if options.quick else SECONDS, options.contender)
 
 
 HEADER = (
@@ -49,11 +52,17 @@ HEADER = (
 )
 
 
-def run_case(case: Case, threads: Sequence[int], batches: Sequence[int] | None, seconds: float) -> None:
+def run_case(
+    case: Case,
+    threads: Sequence[int],
+    batches: Sequence[int] | None,
+    seconds: float,
+    contenders: Sequence[str] | None = None,
+) -> None:
     """Times one case and prints its rows."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        made = make(case, folder)
+        made = make(case, folder, contenders)
         checks = list(itertools.islice(case.feeds(1, 7), case.checks if seconds == SECONDS else 50))
         equal = agreement(case, made, checks)
         needed = {name: bytes_needed(path, checks[:20], folder) for name, path in made.items()}
@@ -111,7 +120,7 @@ def agreement(case: Case, made: dict[str, Path], inputs: Sequence[Feeds]) -> dic
         if case.exact:
             said[name] = f"{100 * np.mean([np.array_equal(a, b) for a, b in pairs]):.2f} %"
         else:
-            said[name] = f"{max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs):.0e}"
+            said[name] = f"{max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs):.1e}"
     return said
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,11 @@ _log = logging.getLogger(__name__)
 SAMPLES = 512
 
 
-def make(case: Case, folder: Path) -> dict[str, Path]:
-    """Writes every contender's model; those that cannot be made are left out, with a log entry."""
+def make(case: Case, folder: Path, wanted: Sequence[str] | None = None) -> dict[str, Path]:
+    """Writes every contender's model; those that cannot be made are left out, with a log entry.
+
+    ``wanted``: the only ones that are made, beside the dense model and what one of them is made from.
+    """
     dense = folder / "dense.onnx"
     case.build(dense)
     makers: dict[str, Callable[[Path, Path], None]] = {
@@ -36,6 +39,8 @@ def make(case: Case, folder: Path) -> dict[str, Path]:
         makers["calibrated"] = lambda source, target: calibrated(case, source, target, folder)
     made = {"dense": dense}
     for name, maker in makers.items():
+        if wanted and not any(one.startswith(name) for one in wanted):
+            continue
         target = folder / f"{name}.onnx"
         try:
             maker(dense, target)
