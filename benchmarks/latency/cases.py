@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
-import onnx
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+
+from benchmarks.latency.case import Case, Feeds, save
+from benchmarks.latency.decoder import decoder
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP = ROOT / "sample_models" / "relu_lm"
-Feeds = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model and its inputs.
-
-    Attributes:
-        name: As in the table.
-        build: Writes the model.
-        feeds: Yields the inputs of one run each, for a batch size and a seed.
-        batches: Batch sizes to time.
-        data: Folder with calibration samples; None to draw them from ``feeds``.
-        metric: For the calibrated contender; None: it is not made.
-        exact: Whether the first result is an index (compared as such) or numbers.
-        checks: Inputs that results are compared on.
-    """
-
-    name: str
-    build: Callable[[Path], None]
-    feeds: Callable[[int, int], Iterator[Feeds]]
-    batches: tuple[int, ...] = (1,)
-    data: Path | None = None
-    metric: str | None = None
-    exact: bool = True
-    checks: int = 1000
 
 
 def head(classes: int, width: int) -> Case:
@@ -152,17 +127,10 @@ def decode_step() -> Case:
     )
 
 
-def save(nodes, values, results, arrays: dict[str, np.ndarray], path: Path) -> None:
-    """Writes a model of these nodes."""
-    constants = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    graph = helper.make_graph(nodes, "case", values, results, constants)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
-
-
 def cases(quick: bool) -> list[Case]:
     """All cases; with ``quick`` small ones."""
     if quick:
-        return [head(4000, 64), ffn(64, 256, 2, 0.05), decode_step()]
+        return [head(4000, 64), ffn(64, 256, 2, 0.05), decoder(64, 256, 2, 4, 4000, 0.05), decode_step()]
     shares = (0.02, 0.05, 0.1, 0.2, 0.5)
     return [
         head(50_000, 768),
@@ -170,4 +138,5 @@ def cases(quick: bool) -> list[Case]:
         *(ffn(768, 3072, 12, share) for share in shares),
         *(ffn(2048, 8192, 2, share) for share in shares),
         decode_step(),
+        decoder(768, 3072, 12, 12, 50_272, 0.05),
     ]

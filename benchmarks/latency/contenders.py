@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 
 import exprune_cli
-from benchmarks.latency.cases import Case
+from benchmarks.latency.case import Case
 from exprune_cli.errors import ExpruneError
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,45 @@
+"""What a case of the benchmark is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+Feeds = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and its inputs.
+
+    Attributes:
+        name: As in the table.
+        build: Writes the model.
+        feeds: Yields the inputs of one run each, for a batch size and a seed.
+        batches: Batch sizes to time.
+        data: Folder with calibration samples; None to draw them from ``feeds``.
+        metric: For the calibrated contender; None: it is not made.
+        exact: Whether the first result is an index (compared as such) or numbers.
+        checks: Inputs that results are compared on.
+    """
+
+    name: str
+    build: Callable[[Path], None]
+    feeds: Callable[[int, int], Iterator[Feeds]]
+    batches: tuple[int, ...] = (1,)
+    data: Path | None = None
+    metric: str | None = None
+    exact: bool = True
+    checks: int = 1000
+
+
+def save(nodes, values, results, arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Writes a model of these nodes."""
+    constants = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "case", values, results, constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
