@@ -26,6 +26,7 @@ class Case:
         metric: For the calibrated contender; None: it is not made.
         exact: Whether the first result is an index (compared as such) or numbers.
         checks: Inputs that results are compared on.
+        limit: Writes the model without what can be staged, from the model's file; None if that is the whole of it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Case:
     metric: str | None = None
     exact: bool = True
     checks: int = 1000
+    limit: Callable[[Path, Path], None] | None = None
 
 
 def save(nodes, values, results, arrays: dict[str, np.ndarray], path: Path) -> None:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from benchmarks.latency.case import Case, Feeds, save
 from benchmarks.latency.decoder import decoder
+from benchmarks.latency.limit import without_sites
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP = ROOT / "sample_models" / "relu_lm"
@@ -123,7 +124,13 @@ def decode_step() -> Case:
                 token, keys, values = session.run(["next", "keys", "values"], inputs)
 
     return Case(
-        "relu_lm decode step", build, feeds, (1, 2, 4, 16), data=STEP / "calibration_step", checks=2000
+        "relu_lm decode step",
+        build,
+        feeds,
+        (1, 2, 4, 16),
+        data=STEP / "calibration_step",
+        checks=2000,
+        limit=without_sites,
     )
 
 

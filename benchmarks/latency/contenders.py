@@ -37,6 +37,8 @@ def make(case: Case, folder: Path, wanted: Sequence[str] | None = None) -> dict[
     }
     if case.metric is not None:
         makers["calibrated"] = lambda source, target: calibrated(case, source, target, folder)
+    if case.limit is not None:
+        makers["without what can be staged"] = case.limit
     made = {"dense": dense}
     for name, maker in makers.items():
         if wanted and not any(one.startswith(name) for one in wanted):

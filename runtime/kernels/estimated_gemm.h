@@ -25,7 +25,7 @@ constexpr int64_t kProbeOutputs = 64;  // outputs that show whether most survive
 constexpr int64_t kStepRows = 64;  // rows of X that a pass over the weights serves, at most: bits of a mask
 constexpr int64_t kStepBytes = 1 << 18;  // of X in such a pass
 constexpr int64_t kMostWorkers = 64;
-constexpr int64_t kProductsAlone = 1 << 17;  // products of the estimate that are not worth other threads
+constexpr int64_t kProductsAlone = 1 << 18;  // products of the estimate that are not worth other threads
 // Share of survivors from which on reading the codes first (a quarter of the bytes) does not pay.
 constexpr float kTooManySurvivors = 0.7f;
 // What a product costs next to one in panels: of codes, and of floats of an output that survives in some rows.

@@ -19,7 +19,7 @@ constexpr int64_t kSparseColumns = 128;  // of a tile
 constexpr int64_t kSparseRows = 64;      // rows of X that one pass over W serves
 constexpr int64_t kSparseDepth = 256;    // rows of W of a chunk
 // What is not worth waking other threads: elements of X to look through, bytes of W to read.
-constexpr int64_t kSparseFewInputs = 1 << 15, kSparseFewBytes = 1 << 16;
+constexpr int64_t kSparseFewInputs = 1 << 15, kSparseFewBytes = 1 << 19;
 // What a product of an input that is not 0 costs next to one in panels.
 constexpr float kInputProduct = 4.0f;
 
