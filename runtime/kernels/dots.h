@@ -18,18 +18,19 @@ static inline void prefetch_row(const float* row, int64_t count) {
 
 // sums[r] = w . x[r] over k elements; squares[r] = sum of the squared terms, if Squares.
 //
-// Every row has four accumulators whatever Rows is, so a row's result does not depend on its company.
-// `ahead` (or null) is read soon after w: its cache lines are fetched meanwhile.
-template <int Rows, bool Squares>
+// Every row has four accumulators whatever Rows is, so a row's result does not depend on its company. Nor does it
+// matter which side is the weights: one row of X with several rows of weights is the same sums.
+// ahead[0 .. Ahead) are read soon after: their cache lines are fetched meanwhile.
+template <int Rows, bool Squares, int Ahead>
 __attribute__((noinline)) static void dots(const float* w, const float* const* x, int64_t k,
-                                           const float* ahead, float* sums, float* squares) {
+                                           const float* const* ahead, float* sums, float* squares) {
   constexpr int kUnroll = 4;
   V acc[Rows][kUnroll] = {};
   V sq[Squares ? Rows : 1][kUnroll] = {};
   int64_t i = 0;
   for (; i + kUnroll * kLanes <= k; i += kUnroll * kLanes) {
-    if (ahead) {
-      for (int line = 0; line < kUnroll * kLanes; line += 16) __builtin_prefetch(ahead + i + line);
+    for (int a = 0; a < Ahead; a++) {
+      for (int line = 0; line < kUnroll * kLanes; line += 16) __builtin_prefetch(ahead[a] + i + line);
     }
     for (int u = 0; u < kUnroll; u++) {
       const V weight = load(w + i + u * kLanes);
@@ -73,7 +74,14 @@ __attribute__((noinline)) static void dots(const float* w, const float* const* x
   }
 }
 
-// The same for any number of rows. Results are added to sums[at[r]] and squares[at[r]].
+template <int Rows, bool Squares>
+static inline void dots(const float* w, const float* const* x, int64_t k, const float* ahead, float* sums,
+                        float* squares) {
+  if (ahead) return dots<Rows, Squares, 1>(w, x, k, &ahead, sums, squares);
+  dots<Rows, Squares, 0>(w, x, k, nullptr, sums, squares);
+}
+
+// The same for any number of rows; `ahead` may be null. Results are added to sums[at[r]] and squares[at[r]].
 template <bool Squares>
 static inline void add_dots(const float* w, const float* const* x, const int64_t* at, int64_t rows, int64_t k,
                             const float* ahead, float* sums, float* squares) {

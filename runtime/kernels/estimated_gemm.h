@@ -31,6 +31,11 @@ constexpr float kTooManySurvivors = 0.7f;
 // What a product costs next to one in panels: of codes, and of floats of an output that survives in some rows.
 constexpr float kCodeProduct = 0.3f, kSurvivorProduct = 5.0f;
 
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
 // Outputs that were tested. They are finished after the next step's test, so that it is known which weights
 // to fetch when the last ones of a step are in use.
 struct Step {
@@ -122,6 +127,7 @@ struct EstimatedGemmPlan {
   // Computes a step's survivors; returns how many. Meanwhile the weights of those that follow are fetched.
   int64_t finish(const Step& step, const Step& after) const {
     const int64_t groups = call->layer.groups, apart = rows_ahead(groups);
+    if (min_of(pass_rows, call->rows - step.row) == 1) return finish_row(step, after, max_of(apart, kDotRows));
     int64_t count = 0;
     for (int64_t l = 0; l < step.listed; l++) {
       const int64_t n = step.first + step.list[l];
@@ -142,6 +148,32 @@ struct EstimatedGemmPlan {
       count += used;
     }
     return count;
+  }
+
+  // The same for a pass of one row: several outputs at a time.
+  int64_t finish_row(const Step& step, const Step& after, int64_t apart) const {
+    const float* const x = call->x + step.row * call->layer.groups;
+    float* const y = call->y + step.row * call->layer.outputs;
+    int64_t l = 0;
+    const auto take = [&](auto count) {
+      constexpr int kCount = decltype(count)::value;
+      const float *w[kCount], *ahead[kCount];
+      float sums[kCount];
+      for (int i = 0; i < kCount; i++) {
+        w[i] = weights(step, l + i, after);
+        const float* next = weights(step, l + apart + i, after);
+        ahead[i] = next ? next : w[i];
+      }
+      dots<kCount, false, kCount>(x, w, call->layer.groups, ahead, sums, nullptr);
+      for (int i = 0; i < kCount; i++) {
+        const int64_t n = step.first + step.list[l + i];
+        y[n] = finished(step.row, n, sums[i]);
+      }
+      l += kCount;
+    };
+    while (l + kDotRows <= step.listed) take(Count<kDotRows>());
+    while (l < step.listed) take(Count<1>());
+    return step.listed;
   }
 
   // A worker takes unit after unit until none is left: its stream of codes and weights does not end with a
