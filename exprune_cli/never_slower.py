@@ -208,31 +208,28 @@ def _for_all_rows(
     if not rows_vary(site, shapes):
         return plan
     there = sum(feed["in_0"].size for feed in inputs) // site.groups
-    faster, speedup = 0, 0.0
-    wins, even = True, computes_all(site, plan) and up_to is None
-    slower = 0
+    may_be_even = computes_all(site, plan) and up_to is None
+    speedups: list[tuple[int, float]] = []
     for rows in sorted({*ROWS, meant}):
         if up_to is not None and rows > up_to:
             break
-        if rows == meant:
-            speedup = won
-        else:
-            if rows > there:
-                even = False
-                break
+        if rows > there and rows != meant:
+            continue
+        speedup = won
+        if rows != meant:
             speedup = timer.time(with_rows(inputs, rows, site.transposed_input), seconds / 2).speedup
-            if speedup < OTHER_ROWS:
-                slower = slower or rows
-                wins = False
-                even = even and speedup >= EVEN
-        if wins:
-            faster = rows
-        elif not even:
+        speedups.append((rows, speedup))
+        if rows != meant and speedup < (EVEN if may_be_even else OTHER_ROWS):
             break
-    if even and speedup >= EVEN_AT_MOST:
+    wins = [rows == meant or speedup >= OTHER_ROWS for rows, speedup in speedups]
+    first = wins.index(False) if False in wins else len(wins)
+    faster = speedups[first - 1][0] if first else 0
+    last, speedup = speedups[-1]
+    even = may_be_even and all(rows == meant or each >= EVEN for rows, each in speedups)
+    if last >= ROWS[-1] and even and speedup >= EVEN_AT_MOST:
         return plan
     if faster < meant:
-        return dense(site, f"faster at {meant} rows, but not at {slower}")
+        return dense(site, f"faster at {meant} rows, but not at {speedups[first][0]}")
     if faster >= ROWS[-1] and speedup >= ANY_ROWS and up_to is None:
         return plan
     if can_be_guarded(site, plan):
