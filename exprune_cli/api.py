@@ -104,7 +104,7 @@ def calibrate(
     loaded = load(model, counting(progress, "loading", in_bytes=True))
     samples = random_data(loaded, max_samples, seed) if data is None else open_data(data, loaded.proto)
     if max_samples is not None and max_samples < len(samples):
-        samples = samples.take(max_samples, seed)
+        samples = samples.take_groups(max_samples, seed)  # whole ones leave others to verify on
     found = observe(
         loaded,
         match(loaded).sites,

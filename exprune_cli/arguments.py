@@ -92,10 +92,10 @@ def open_unseen(model: Model, data: Data | None, calibration: sites.Calibration 
     samples = open_data(data, model.proto)
     if calibration is None:
         return samples
-    unseen = samples.without(calibration.sample_ids)
+    unseen = samples.without(calibration.sample_ids, calibration.group_ids)
     if not len(unseen):
         raise ExpruneError(
-            f"{name_of(data)}: the calibration has seen all of its {len(samples)} samples: "
+            f"{name_of(data)}: the calibration has seen all of its {samples.extent.text}: "
             "give others to verify on, or calibrate with fewer (--max-samples)"
         )
     return unseen

@@ -6,8 +6,10 @@ A file is a ZIP archive (``numpy.load`` opens it too) of these members, in this 
 ``header.json``             ``format``, ``version``, ``model_sha256``, ``data_digest``, ``seed``,
                             ``samples``, and ``sites``: a list of objects with ``name``,
                             ``rows`` (R), ``groups`` (G), ``taps`` (T), ``outputs`` (N; null
-                            without offsets), ``elements``, ``count``
+                            without offsets), ``elements``, ``count``; ``groups``, where samples
+                            are in groups
 ``sample_ids.npy``          ``[samples]`` uint64
+``group_ids.npy``           ``[groups]`` uint64, ascending, only if the header has ``groups``
 ``<i>/rows.npy``            ``[R, G, T]`` float32, of the i-th site
 ``<i>/keys.npy``            ``[R]`` uint64, ascending
 ``<i>/offsets.npy``         ``[R, N]`` float32, only if ``outputs`` is not null
@@ -113,6 +115,9 @@ def _serialise(calibration: Calibration) -> bytes:
     if calibration.random:
         header["random"] = True
     arrays = {"sample_ids": np.asarray(calibration.sample_ids, np.uint64)}
+    if calibration.group_ids is not None:
+        header["groups"] = len(calibration.group_ids)
+        arrays["group_ids"] = np.asarray(calibration.group_ids, np.uint64)
     for index, site in enumerate(calibration.sites.values()):
         arrays |= _arrays(site, index)
     content = io.BytesIO()
@@ -203,6 +208,10 @@ class _Reader:
         random = header.get("random", False)
         if not isinstance(random, bool):
             raise _Unsound("is damaged: random is no truth value")
+        groups = None
+        if "groups" in header:
+            groups = self._array("group_ids", np.uint64, (_whole(header, "groups"),))
+            _demand(bool((groups[1:] > groups[:-1]).all()), "is damaged: group_ids are out of order")
         entries = header.get("sites")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise _Unsound("is damaged: sites is no list of objects")
@@ -212,7 +221,7 @@ class _Reader:
             _demand(name not in sites, f"is damaged: site {index} has the name of another")
             sites[name] = self._site(entry, index)
         _demand(not self._infos, "is damaged: it has members that do not belong there")
-        return Calibration(model, digest, seed, count, ids, sites, random)
+        return Calibration(model, digest, seed, count, ids, sites, random, groups)
 
     def _header(self) -> dict[str, Any]:
         info = self._infos.pop("header.json", None)
@@ -339,6 +348,7 @@ def merge(a: Calibration, b: Calibration) -> Calibration:
     if common:
         raise ExpruneError(f"the calibrations have {common} samples in common: merge disjoint data")
     ids = np.concatenate([a.sample_ids, b.sample_ids])
+    groups = [part.group_ids for part in (a, b) if part.group_ids is not None]
     return Calibration(
         model_sha256=a.model_sha256,
         data_digest=digest_of(ids),
@@ -347,6 +357,7 @@ def merge(a: Calibration, b: Calibration) -> Calibration:
         sample_ids=ids,
         sites={name: _merge_site(site, b.sites[name]) for name, site in a.sites.items()},
         random=a.random or b.random,
+        group_ids=np.unique(np.concatenate(groups)) if groups else None,
     )
 
 

@@ -123,7 +123,7 @@ def lossy_plans(job: Job, record: Record, max_drop: float | None, gate: Gate) ->
             return plans
     lossy = any(p.staged for p in steps[-1].values())
     asked = max_drop is not None or gate.confidence is not None
-    refusal = gate.refuse(len(job.held_out), [each.drop for each in job.tried]) if lossy and asked else None
+    refusal = gate.refuse(job.held_out.extent, [each.drop for each in job.tried]) if lossy and asked else None
     # Lossless staging can save time and keeps any drop, but there is nothing to certify; FLOPs it costs.
     if refusal is not None and (gate.confidence is not None or not job.latency):
         raise refusal
@@ -131,12 +131,15 @@ def lossy_plans(job: Job, record: Record, max_drop: float | None, gate: Gate) ->
     if refusal is not None and not any(p.staged for p in plans.values()):
         raise refusal
     if lossy:
+        extent = job.held_out.extent
         _log.warning(
-            "the %s test was not verified to keep the drop within %g on %d held-out samples: staged losslessly "
-            "instead; allow more with --max-drop or give more samples",
+            "the %s test was not verified to keep the drop within %g on %d held-out %ss: staged losslessly "
+            "instead; allow more with --max-drop or give more %ss",
             record.test,
             gate.max_drop,
-            len(job.held_out),
+            extent.units,
+            extent.unit,
+            extent.unit,
         )
     record.test = "bound"
     return plans
@@ -145,7 +148,7 @@ def lossy_plans(job: Job, record: Record, max_drop: float | None, gate: Gate) ->
 def _certificate(gate: Gate, metric: object, p_value: float, held_out: DataSet) -> dict[str, object] | None:
     if gate.confidence is None:
         return None
-    return {
+    certificate = {
         "metric": metric,
         "max_drop": gate.max_drop,
         "confidence": gate.confidence,
@@ -154,6 +157,8 @@ def _certificate(gate: Gate, metric: object, p_value: float, held_out: DataSet) 
         "p_value": p_value,
         "data_digest": held_out.digest,
     }
+    groups = held_out.extent.groups
+    return certificate if groups is None else certificate | {"groups": groups}
 
 
 def _along(job: Job, test: str, budgets: Sequence[float] = BUDGETS) -> list[dict[str, SitePlan]]:

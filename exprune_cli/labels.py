@@ -15,11 +15,12 @@ on a staged node            ``exprune.site``, ``.rule``, ``.estimate``, ``.test`
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from exprune_cli import flops
+from exprune_cli.extent import Extent
 from exprune_cli.record import Record, SiteRecord
 
 if TYPE_CHECKING:
@@ -67,15 +68,17 @@ def _of_model(record: Record) -> dict[str, str]:
     }
     quality, certificate = record.quality, record.certificate
     if quality is not None and isinstance(quality.get("drop"), float):
-        notes["quality"] = (
-            f"{quality['metric']} drops by {quality['drop']:.4g} on {quality['samples']} samples"
-        )
+        notes["quality"] = f"{quality['metric']} drops by {quality['drop']:.4g} on {_extent(quality)}"
     if certificate is not None:
         notes["certificate"] = (
             f"{certificate['metric']} drops by at most {certificate['max_drop']:g} at "
-            f"{certificate['confidence']:.4g} confidence, from {certificate['samples']} samples"
+            f"{certificate['confidence']:.4g} confidence, from {_extent(certificate)}"
         )
     return notes
+
+
+def _extent(counted: dict[str, Any]) -> str:
+    return Extent(counted["samples"], counted.get("groups")).text
 
 
 def _of_site(site: SiteRecord) -> dict[str, str]:

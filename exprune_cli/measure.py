@@ -37,7 +37,8 @@ class Measurement(FlopsSums):
         metric: Name of the metric; None if no metric could be applied.
         scores_optimized: ``[samples]`` float64: the metric per sample.
         scores_baseline: The same for the baseline.
-        agreement: Share of samples with the baseline's prediction; None without a baseline.
+        agreement: Share of samples with the baseline's prediction, a group counting once; None without a baseline.
+        groups: ``[samples]`` uint64: which samples belong together; None where each is on its own.
         pruned_spread: Of the share that was pruned, over single runs, by staged site.
         reduction_spread: Of the share of the model's FLOPs that was saved, over single runs.
     """
@@ -46,6 +47,7 @@ class Measurement(FlopsSums):
     scores_optimized: np.ndarray | None = None
     scores_baseline: np.ndarray | None = None
     agreement: float | None = None
+    groups: np.ndarray | None = None
     pruned_spread: dict[str, Spread] = field(default_factory=dict)
     reduction_spread: Spread | None = None
 
@@ -125,7 +127,7 @@ def measure(
             progress.advance(batch.count)
     result = Measurement(**vars(counter.sums))
     if scorer is not None:
-        result.metric = scorer.metric
+        result.metric, result.groups = scorer.metric, data.groups
         result.scores_optimized = scorer.scores
         result.scores_baseline = scorer.baseline_scores
         result.agreement = scorer.agreement

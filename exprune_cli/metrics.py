@@ -1,6 +1,7 @@
 """What a model's outputs are worth: one score per sample, higher is better.
 
-A sample's score is the mean over its positions (and over the outputs that a metric looks at).
+A sample's score is the mean over its positions (and over the outputs that a metric looks at). Where samples
+are in groups, a group's score is the mean over its samples, and a mean score is one over groups.
 
 ``accuracy``
     1 where the prediction equals the label, else 0. The first output that fits the labels is
@@ -37,6 +38,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from exprune_cli.data.groups import means_by_group
 from exprune_cli.errors import ExpruneError, UsageError
 from exprune_cli.record import read_record
 from exprune_cli.top_k import as_scores
@@ -176,6 +178,7 @@ class Scorer:
                 f"--metric {self.metric} compares with the original model: give it with --baseline"
             )
         self._baseline = baseline
+        self._groups = data.groups
         self._scores: list[np.ndarray] = []
         self._baseline_scores: list[np.ndarray] = []
         self._agreement: list[np.ndarray] = []
@@ -210,7 +213,9 @@ class Scorer:
     @property
     def agreement(self) -> float | None:
         """Mean agreement with the original; None if it was not run."""
-        return float(np.concatenate(self._agreement).mean()) if self._agreement else None
+        if not self._agreement:
+            return None
+        return float(means_by_group(np.concatenate(self._agreement), self._groups).mean())
 
 
 def _arrays(names: Sequence[str], values: Sequence[object]) -> dict[str, np.ndarray]:

@@ -84,7 +84,7 @@ def observe(
         done += batch.count
         if progress is not None:
             progress(done, total)
-    sample_ids = np.concatenate(ids)
+    sample_ids, groups = np.concatenate(ids), data.groups
     return Calibration(
         model_sha256=model.sha256,
         data_digest=digest_of(sample_ids),
@@ -92,6 +92,7 @@ def observe(
         samples=len(sample_ids),
         sample_ids=sample_ids,
         sites={one.site.name: one.result(inputs[one.site.input, _kind(one.site)]) for one in observed},
+        group_ids=None if groups is None else np.unique(groups),
     )
 
 

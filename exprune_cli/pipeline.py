@@ -38,7 +38,7 @@ DEFAULT_MAX_DROP = 0.005
 #: estimated from rows needs fewer samples than a drop does.
 _CALIBRATION_SHARE = 0.25
 _CALIBRATION_SAMPLES = (16, 2000)
-#: Where all samples are held out, so many (or an eighth) are kept apart to plan on; of fewer than that, none.
+#: Where all samples are held out, so many (or an eighth) are kept apart to plan on; of few draws, none.
 _PROBE_SAMPLES = 128
 _FEW = 64
 
@@ -118,7 +118,7 @@ def optimize_model(
     test = _resolve(test, calibration is not None or seen is not None)
     gate = Gate(DEFAULT_MAX_DROP if max_drop is None else max_drop, confidence, metric, wanted)
     if test in LOSSY and held_out:
-        gate.require(len(held_out))
+        gate.require(held_out.extent)
     if calibration is None and seen is not None:
         calibration = _observe(model, matches, seen, seed, progress)
     job = Job(model, matches, calibration, held_out, progress, probe, seed=seed)
@@ -166,7 +166,7 @@ def _split(
         from exprune_cli.calibration import check_belongs
 
         check_belongs(calibration, model, "the calibration", matches.sites)
-        return None, data.without(calibration.sample_ids) if data is not None else None
+        return None, data.without(calibration.sample_ids, calibration.group_ids) if data is not None else None
     if data is None or not matches.sites:
         return None, None
     least, most = _CALIBRATION_SAMPLES
@@ -188,9 +188,9 @@ def _apart(data: DataSet, held_out: DataSet, seed: int) -> tuple[DataSet | None,
     seen = data.without(held_out.ids)
     if len(seen):
         return seen, held_out
-    if len(held_out) < _FEW:
+    if held_out.extent.units < _FEW:
         return None, held_out
-    probe = held_out.take(min(_PROBE_SAMPLES, len(held_out) // 8), seed)
+    probe = held_out.take_groups(min(_PROBE_SAMPLES, len(held_out) // 8), seed)
     return probe, held_out.without(probe.ids)
 
 

@@ -16,7 +16,8 @@ def check_certificate(report: Report, record: Record | None, measured: Measureme
 
     It holds where the mean drop is within what was certified. It does not hold where the drop is
     larger and chance does not explain it: the betting test of :mod:`exprune_cli.certify`, at the
-    certificate's own confidence, of the hypothesis that the expected drop is within.
+    certificate's own confidence, of the hypothesis that the expected drop is within. Where the new data are in
+    groups, these are what is counted.
 
     Args:
         report: Changed in place; ``certificate.holds`` is what the new data say.
@@ -27,6 +28,7 @@ def check_certificate(report: Report, record: Record | None, measured: Measureme
     if found is None or found.max_drop is None or found.confidence is None:
         return
     from exprune_cli.certify import contradicts
+    from exprune_cli.data.groups import means_by_group
 
     before, after = measured.scores_baseline, measured.scores_optimized
     metric = record.quality.get("metric") if record is not None and record.quality else None
@@ -34,8 +36,13 @@ def check_certificate(report: Report, record: Record | None, measured: Measureme
         need = "--baseline" if before is None else f"data with the metric '{metric}'"
         report.notes.append(f"the certificate is as recorded: to check it on these samples, give {need}")
         return
-    losses = before - after
-    found.checked, found.samples, found.drop = True, len(losses), float(losses.mean())
+    if found.groups is not None and measured.groups is None:
+        report.notes.append(
+            "the certificate counts groups, and these samples have none: each was taken for a draw of its own"
+        )
+    losses = means_by_group(before - after, measured.groups)
+    found.checked, found.samples, found.drop = True, len(before), float(losses.mean())
+    found.groups = None if measured.groups is None else len(losses)
     found.holds = True
     if found.drop > found.max_drop:
         found.holds = False if contradicts(losses, found.max_drop, found.confidence) else None

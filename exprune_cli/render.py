@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from exprune_cli.extent import Extent
 from exprune_cli.runtime import kernels_name
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _totals_table(report: Report) -> Table:
     if certificate is not None:
         sure = f" at {percent(certificate.confidence, 2)} confidence" if certificate.confidence else ""
         state = {True: "holds", False: "does not hold", None: "not decided"}[certificate.holds]
-        basis = _samples(certificate.samples)
+        basis = _samples(certificate.samples, certificate.groups)
         if certificate.checked:
             basis = f"checked here: drop {number(certificate.drop)} on {basis}"
         text = f"drop <= {number(certificate.max_drop)}{sure}: {state} ({basis})"
@@ -195,7 +196,7 @@ def _quality(report: Report) -> str:
         parts.append(number(fidelity.optimized))
     if fidelity.agreement is not None:
         parts.append(f"agreement {percent(fidelity.agreement, 2)}")
-    return f"{printable(fidelity.metric or 'metric')}: {', '.join(parts)} ({_samples(fidelity.samples)})"
+    return f"{printable(fidelity.metric or 'metric')}: {', '.join(parts)} ({_samples(fidelity.samples, fidelity.groups)})"
 
 
 def top_reasons(report: Report, count: int = 3) -> list[str]:
@@ -285,8 +286,8 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _samples(count: int | None) -> str:
-    return "samples unknown" if count is None else plural(count, "sample")
+def _samples(count: int | None, groups: int | None) -> str:
+    return "samples unknown" if count is None else Extent(count, groups).in_brackets
 
 
 def write_line(text: str, stream: TextIO | None = None) -> None:

@@ -239,7 +239,10 @@ class Totals:
 
 @dataclass
 class Fidelity:
-    """What the results are worth: the mean metric of both models, and how often they agree."""
+    """What the results are worth: the mean metric of both models, and how often they agree.
+
+    Over ``groups``, where ``samples`` are in groups: a group counts once, with its mean.
+    """
 
     metric: str | None = None
     baseline: float | None = None
@@ -247,6 +250,7 @@ class Fidelity:
     drop: float | None = None
     agreement: float | None = None
     samples: int | None = None
+    groups: int | None = None
 
 
 @dataclass
@@ -263,6 +267,7 @@ class Certificate:
         data_digest: Of the samples that it was made with.
         checked: Whether :func:`check_certificate` checked it on new data.
         drop: The mean drop on the new data.
+        groups: Groups that the samples are of: what was counted; None where each sample was.
     """
 
     max_drop: float | None = None
@@ -273,6 +278,7 @@ class Certificate:
     data_digest: str | None = None
     checked: bool = False
     drop: float | None = None
+    groups: int | None = None
 
 
 @dataclass

@@ -295,14 +295,19 @@ def _set_dense(site: SiteReport, value: int | None, samples: int) -> None:
 
 
 def _measured_fidelity(measured: Measurement) -> Fidelity:
-    def mean(scores: object) -> float | None:
-        import numpy as np
+    import numpy as np
 
-        return None if scores is None else float(np.mean(np.asarray(scores, np.float64)))
+    from exprune_cli.data.groups import means_by_group
+
+    def mean(scores: object) -> float | None:
+        if scores is None:
+            return None
+        return float(np.mean(means_by_group(np.asarray(scores, np.float64), measured.groups)))
 
     baseline, optimized = mean(measured.scores_baseline), mean(measured.scores_optimized)
     drop = None if baseline is None or optimized is None else baseline - optimized
-    return Fidelity(measured.metric, baseline, optimized, drop, measured.agreement, measured.samples)
+    groups = None if measured.groups is None else len(np.unique(measured.groups))
+    return Fidelity(measured.metric, baseline, optimized, drop, measured.agreement, measured.samples, groups)
 
 
 def _known_fields(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:

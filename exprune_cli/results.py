@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from exprune_cli import report_data, sites
 from exprune_cli.errors import ExpruneError, UsageError
+from exprune_cli.extent import Extent
 from exprune_cli.paths import PathLike, check_output
 from exprune_cli.progress import counting
 
@@ -41,7 +42,8 @@ class Certificate(report_data.Certificate):
 
         state = {True: "holds", False: "does not hold", None: "not decided"}[self.holds]
         sure = percent(self.confidence, 2)
-        return f"<Certificate: drop <= {number(self.max_drop)} at {sure} confidence {state}, {self.samples} samples>"
+        basis = "samples unknown" if self.samples is None else Extent(self.samples, self.groups).text
+        return f"<Certificate: drop <= {number(self.max_drop)} at {sure} confidence {state}, {basis}>"
 
     def _repr_html_(self) -> str:
         from exprune_cli.notebook import as_table
@@ -141,6 +143,7 @@ class Calibration(sites.Calibration):
             "data_digest": self.data_digest,
             "seed": self.seed,
             "samples": self.samples,
+            "groups": None if self.group_ids is None else len(self.group_ids),
             "random": self.random,
             "sites": {name: _zeros(site) for name, site in self.sites.items()},
         }

@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 
 from exprune_cli.certify import VERIFY_LEVEL, Drop, boldest, furthest, judge, samples_needed, score_unit
+from exprune_cli.data.groups import means_by_group
 from exprune_cli.errors import ExpruneError, GateError, UsageError
+from exprune_cli.extent import Extent
 from exprune_cli.measure import Baseline, measure
 from exprune_cli.model import Model
 from exprune_cli.record import MOST_TRIED, Record, SiteRecord, write_record
@@ -55,16 +57,16 @@ class Gate:
             return drop.p_value <= 1 - self.confidence
         return drop.upper <= self.max_drop
 
-    def require(self, samples: int) -> None:
+    def require(self, samples: Extent) -> None:
         """Refuses at once what so few samples cannot certify, were none of them to change.
 
         Raises:
             GateError: With the number that is needed.
         """
-        if self.confidence is not None and samples < samples_needed(self.max_drop, self.confidence):
+        if self.confidence is not None and samples.units < samples_needed(self.max_drop, self.confidence):
             raise self.refuse(samples)
 
-    def refuse(self, samples: int, drops: Sequence[Drop] = ()) -> GateError:
+    def refuse(self, samples: Extent, drops: Sequence[Drop] = ()) -> GateError:
         """The error to raise when nothing passes.
 
         Args:
@@ -73,42 +75,44 @@ class Gate:
         """
         limits = [drop.upper for drop in drops if math.isfinite(drop.upper)]
         least = min(limits, default=math.nan)
-        drop = self._next_drop(samples, least)
+        drop = self._next_drop(samples.units, least)
+        units = f"{samples.unit}s"
+        held_out = f"{samples.units} held-out {units}"
         remedy = (
             {"max_drop": drop}
             if drop
             else {"test": "bound", "max_drop": None, "confidence": None, "metric": None}
         )
-        way_out = "allow a larger --max-drop or give more samples"
+        way_out = f"allow a larger --max-drop or give more {units}"
         if drop and least > self.max_drop:
-            way_out = f"the safest plan that was tried reaches {least:.2g}: try --max-drop {drop:g} or give more samples"
+            way_out = f"the safest plan that was tried reaches {least:.2g}: try --max-drop {drop:g} or give more {units}"
         if self.confidence is None:
             return GateError(
-                f"no staging keeps the drop within {self.max_drop:g} on {samples} held-out samples "
+                f"no staging keeps the drop within {self.max_drop:g} on {held_out} "
                 f"(upper limit at {VERIFY_LEVEL:.0%}): {way_out}",
                 remedy,
             )
         needed = samples_needed(self.max_drop, self.confidence)
-        if samples < needed:
+        if samples.units < needed:
             return GateError(
-                f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g} from {samples} "
-                f"held-out samples, at least {needed} are needed: give about {-(-needed * 4 // 3)} in --data, "
+                f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g} from {held_out}, "
+                f"at least {needed} are needed: give about {-(-needed * 4 // 3)} in --data, "
                 "a quarter of which calibrates",
                 remedy,
             )
         return GateError(
-            f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g} on {samples} "
-            f"held-out samples: {way_out}",
+            f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g} on {held_out}: "
+            f"{way_out}",
             remedy,
         )
 
-    def _next_drop(self, samples: int, least: float) -> float | None:
-        """A drop that may pass: one that the safest plan has reached and that so many samples can certify."""
+    def _next_drop(self, units: int, least: float) -> float | None:
+        """A drop that may pass: one that the safest plan has reached and that so many draws can certify."""
         found = [_rounded_up(least)] if least > self.max_drop else []
         if self.confidence is not None or (not found and math.isfinite(least)):
             larger = [drop for drop in _DROPS if drop > self.max_drop]
             level = self.confidence
-            possible = [d for d in larger if level is None or samples_needed(d, level) <= samples]
+            possible = [d for d in larger if level is None or samples_needed(d, level) <= units]
             if not possible:
                 return None
             found.append(possible[0])
@@ -261,14 +265,19 @@ def evaluate(
         )
     bounded = result.metric in _BOUNDED
     unit = score_unit(np.concatenate([before, after])) if bounded else 1.0
-    drop = judge(before - after, gate.max_drop, bounded=bounded, unit=unit)
+    losses = before - after
+    before, after = (means_by_group(scores, result.groups) for scores in (before, after))
+    # The smallest change of a group is that of one of its samples.
+    drop = judge(before - after, gate.max_drop, bounded=bounded, unit=unit * len(before) / len(losses))
     quality: dict[str, object] = {
         "metric": result.metric,
         "baseline": float(np.mean(before)),
         "optimized": float(np.mean(after)),
         "drop": drop.mean,
         "agreement": result.agreement,
-        "samples": drop.samples,
+        "samples": len(losses),
     }
+    if result.groups is not None:
+        quality["groups"] = len(before)
     flops = np.inf if result.flops is None else result.flops
-    return Candidate(plans, proto, records, flops, drop, quality, before - after, result.flops_dense)
+    return Candidate(plans, proto, records, flops, drop, quality, losses, result.flops_dense)

@@ -178,6 +178,8 @@ class Calibration:
             can tell which samples of a folder were not used.
         sites: Statistics by site name.
         random: Whether the samples were random numbers.
+        group_ids: ``[groups]`` uint64, ascending: the groups that samples were of, so that others of the same
+            groups are not taken for unseen ones; None without.
     """
 
     model_sha256: str
@@ -187,6 +189,7 @@ class Calibration:
     sample_ids: np.ndarray
     sites: dict[str, SiteStatistics]
     random: bool = False
+    group_ids: np.ndarray | None = None
 
 
 @dataclass

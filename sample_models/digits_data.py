@@ -18,13 +18,18 @@ SIZE = 32
 SPLITS = ("train", "calibration", "test")
 
 
-def originals(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images ``[n, 8, 8]`` float32 in [0, 1] and labels ``[n]`` int64 of one split (60, 15, 25 %)."""
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
-    ends = (np.array([0.0, 0.6, 0.75, 1.0]) * len(order)).astype(int)
+def numbers(split: str) -> np.ndarray:
+    """``[n]`` int64: which of all originals belong to one split (60, 15, 25 %)."""
+    count = len(load_digits().target)
+    order = np.random.default_rng(0).permutation(count)
+    ends = (np.array([0.0, 0.6, 0.75, 1.0]) * count).astype(int)
     i = SPLITS.index(split)
-    part = np.sort(order[ends[i] : ends[i + 1]])
+    return np.sort(order[ends[i] : ends[i + 1]]).astype(np.int64)
+
+
+def originals(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images ``[n, 8, 8]`` float32 in [0, 1] and labels ``[n]`` int64 of one split."""
+    digits, part = load_digits(), numbers(split)
     return (digits.images[part] / 16).astype(np.float32), digits.target[part].astype(np.int64)
 
 
@@ -66,10 +71,12 @@ def views(
 
 
 def save(folder: Path, split: str, count: int, seed: int) -> None:
-    """Writes views as ``.npz`` files of 1,000 samples."""
+    """Writes views as ``.npz`` files of 1,000 samples; ``group`` is the original's number among all."""
     folder.mkdir(exist_ok=True)
     images, labels = views(split, count, SIZE, seed)
+    groups = np.resize(numbers(split), count)
     for i in range(0, count, 1000):
+        part = slice(i, i + 1000)
         np.savez_compressed(
-            folder / f"{i // 1000:02d}.npz", image=images[i : i + 1000, None], label=labels[i : i + 1000]
+            folder / f"{i // 1000:02d}.npz", image=images[part, None], label=labels[part], group=groups[part]
         )

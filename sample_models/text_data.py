@@ -13,6 +13,7 @@ import re
 import sysconfig
 import zlib
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import common
@@ -33,21 +34,22 @@ SKIPPED = {
 }
 
 
-def read_texts() -> dict[str, list[str]]:
-    """Return the texts of the standard library's modules by split."""
+def read_texts() -> dict[str, dict[str, str]]:
+    """Return the texts of the standard library's modules by split and name."""
     root = Path(sysconfig.get_path("stdlib"))
-    texts: dict[str, list[str]] = {"train": [], "calibration": [], "test": []}
+    texts: dict[str, dict[str, str]] = {"train": {}, "calibration": {}, "test": {}}
     for file in sorted(root.rglob("*.py")):
         name = file.relative_to(root)
         if SKIPPED.intersection(name.parts) or name.name.startswith("_sysconfigdata"):
             continue
         bucket = zlib.crc32(name.as_posix().encode()) % 100
         split = "test" if bucket < 6 else "calibration" if bucket < 10 else "train"
-        texts[split].append(file.read_text(encoding="utf-8", errors="replace").replace("\0", ""))
+        text = file.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+        texts[split][name.as_posix()] = text
     return texts
 
 
-def train_tokenizer(texts: list[str], size: int) -> list[tuple[int, int]]:
+def train_tokenizer(texts: Iterable[str], size: int) -> list[tuple[int, int]]:
     """Return the merges of a byte-level byte-pair encoding with ``size`` tokens, in order."""
     counts = Counter(piece for text in texts for piece in PIECES.findall(text))
     words = [(list(word.encode()), count) for word, count in sorted(counts.items()) if count > 1]
@@ -96,7 +98,7 @@ def merge(word: list[int], pair: tuple[int, int], token: int) -> list[int]:
     return result
 
 
-def encode(texts: list[str], merges: list[tuple[int, int]]) -> np.ndarray:
+def encode(texts: Iterable[str], merges: list[tuple[int, int]]) -> np.ndarray:
     """Encode texts to one stream of tokens, a separator before each text."""
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     known: dict[str, list[int]] = {}
@@ -116,8 +118,12 @@ def encode(texts: list[str], merges: list[tuple[int, int]]) -> np.ndarray:
     return np.array(stream, np.int64)
 
 
-def windows(stream: np.ndarray, count: int, seed: int, skipped: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """``count`` windows ``[count, CONTEXT]`` that do not overlap, and their true next tokens.
+def windows(
+    stream: np.ndarray, count: int, seed: int, skipped: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``count`` windows ``[count, CONTEXT]`` that do not overlap, their true next tokens, and their texts' numbers.
+
+    A window that reaches into the next text belongs to that in which it begins.
 
     Args:
         stream: Tokens.
@@ -127,12 +133,15 @@ def windows(stream: np.ndarray, count: int, seed: int, skipped: int = 0) -> tupl
     """
     slots = np.random.default_rng(seed).permutation((len(stream) - 1) // CONTEXT)[skipped : skipped + count]
     first = np.sort(slots)[:, None] * CONTEXT + np.arange(CONTEXT)
-    return stream[first], stream[first + 1]
+    texts = np.cumsum(stream == SEPARATOR) - 1
+    return stream[first], stream[first + 1], texts[first[:, 0]]
 
 
-def write_sequences(tokens: np.ndarray, labels: np.ndarray, folder: Path) -> None:
-    """Writes windows as ``.npz`` files of 100."""
+def write_sequences(tokens: np.ndarray, labels: np.ndarray, groups: np.ndarray, folder: Path) -> None:
+    """Writes windows as ``.npz`` files of 100; ``groups`` are the names of the texts that they are from."""
     common.fresh_directory(folder)
     for number, begin in enumerate(range(0, len(tokens), 100)):
         part = slice(begin, begin + 100)
-        np.savez_compressed(folder / f"{number:03d}.npz", tokens=tokens[part], label=labels[part])
+        np.savez_compressed(
+            folder / f"{number:03d}.npz", tokens=tokens[part], label=labels[part], group=groups[part]
+        )

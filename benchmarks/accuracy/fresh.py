@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 MODELS = Path(__file__).resolve().parents[2] / "sample_models"
-IMAGES, GRAPHS, SEQUENCES = 9000, 120, 1500
+IMAGES, GRAPHS, SEQUENCES = 4500, 120, 1500
 #: Of views; the committed calibration data are of seed 1, the test data of seed 2, training of seeds from 1,000 on.
 SEED = 77
 #: The seed that ``relu_lm``'s windows were drawn with, and how many of the test files' were.
@@ -55,17 +55,18 @@ def _write_text(folder: Path, count: int) -> None:
 
     home = MODELS / "relu_lm"
     merges = [tuple(pair) for pair in json.loads((home / "tokenizer.json").read_text())["merges"]]
-    stream = text_data.encode(text_data.read_texts()["test"], merges)
+    texts = text_data.read_texts()["test"]
+    stream = text_data.encode(texts.values(), merges)
     read = _tokens(home / "test")
     if not np.array_equal(text_data.windows(stream, _WINDOWS, _WINDOWS_SEED)[0], read):
         raise ValueError(
             f"the standard library of Python {sys.version.split()[0]} is not the text that relu_lm's data are of: "
             "run with Python 3.11.7"
         )
-    tokens, labels = text_data.windows(stream, count, _WINDOWS_SEED, skipped=_WINDOWS)
+    tokens, labels, files = text_data.windows(stream, count, _WINDOWS_SEED, skipped=_WINDOWS)
     known = {row.tobytes() for row in np.concatenate([read, _tokens(home / "calibration")])}
     new = np.array([row.tobytes() not in known for row in tokens])
-    text_data.write_sequences(tokens[new], labels[new], folder)
+    text_data.write_sequences(tokens[new], labels[new], np.array(list(texts))[files[new]], folder)
 
 
 def _tokens(folder: Path) -> np.ndarray:

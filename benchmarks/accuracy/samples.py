@@ -67,6 +67,9 @@ class Samples:
 
 
 def samples(data: DataSet, originals: int | None = None) -> Samples:
-    """A whole folder's samples; those ``originals`` apart are views of one original, None: each is its own."""
+    """A whole folder's samples; those ``originals`` apart are views of one original, None: each is its own.
+
+    Means are over samples, as the other methods' papers have them; groups count in splits and standard errors.
+    """
     index = np.arange(len(data))
-    return Samples(data, index if originals is None else index % originals)
+    return Samples(data.alone(), index if originals is None else index % originals)

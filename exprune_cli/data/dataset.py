@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from exprune_cli.data.groups import GROUP
 from exprune_cli.data.keys import stream_keys
 from exprune_cli.data.layout import LABEL, Input, Layout, sample_layout
 from exprune_cli.data.sources import Stored
 from exprune_cli.errors import ExpruneError, UsageError
+from exprune_cli.extent import Extent
 
 #: Type and shape (without the batch axis) of every array of a sample.
 _Signature = tuple[tuple[np.dtype, tuple[int, ...]], ...]
@@ -61,6 +64,7 @@ class _Folder:
             odd = self.files[labelled.index(False)].where
             raise ExpruneError(f"{odd}: has no '{LABEL}', but other files have: label all of them or none")
         self.starts = np.cumsum([0, *(file.layout.samples for file in self.files)])
+        self.groups = _groups(self.files)
         self.ids = np.zeros(self.starts[-1], np.uint64)
         self.known = np.zeros(self.starts[-1], bool)
 
@@ -84,6 +88,18 @@ class DataSet:
     def has_labels(self) -> bool:
         """Whether the samples carry labels."""
         return self._folder.has_labels
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """``[n]`` uint64: the id of every sample's group; None where each sample is on its own."""
+        every = self._folder.groups
+        return None if every is None else every[self._index]
+
+    @property
+    def extent(self) -> Extent:
+        """How many samples there are, and of how many groups."""
+        groups = self.groups
+        return Extent(len(self), None if groups is None else len(np.unique(groups)))
 
     @property
     def ids(self) -> np.ndarray:
@@ -135,37 +151,79 @@ class DataSet:
     def take(self, n: int, seed: int) -> DataSet:
         """``n`` random samples (all, if there are fewer), in the folder's order.
 
+        Where samples are in groups, a second one of a group comes after the first one of every other.
+
         Raises:
             UsageError: ``n`` is not positive.
         """
         if n < 1:
             raise UsageError(f"cannot take {n} samples: give 1 or more")
-        return self if n >= len(self) else self._subset(self._shuffled(seed, "take")[:n])
+        if n >= len(self):
+            return self
+        shuffled, groups = self._shuffled(seed, "take"), self.groups
+        if groups is not None:
+            shuffled = shuffled[np.argsort(_turns(groups[shuffled]), kind="stable")]
+        return self._subset(shuffled[:n])
 
     def split(self, fraction: float, seed: int) -> tuple[DataSet, DataSet]:
         """Two disjoint random sets that together are this one; ``fraction`` goes to the first.
 
+        Of groups that fraction goes to the first, and none to both.
+
         Raises:
             UsageError: ``fraction`` is not between 0 and 1.
-            ExpruneError: There are fewer than two samples: neither side may be empty.
+            ExpruneError: There are fewer than two samples, or groups: neither side may be empty.
         """
         if not 0 < fraction < 1:
             raise UsageError(f"cannot split at {fraction:g}: give a fraction between 0 and 1")
-        if len(self) < 2:
+        extent, groups = self.extent, self.groups
+        if extent.units < 2:
             raise ExpruneError(
-                f"{self._folder.where}: has {len(self)} samples to split: at least 2 are needed"
+                f"{self._folder.where}: has {extent.text} to split: at least 2 {extent.unit}s are needed"
             )
-        size = min(max(round(fraction * len(self)), 1), len(self) - 1)
-        shuffled = self._shuffled(seed, "split")
-        return self._subset(shuffled[:size]), self._subset(shuffled[size:])
+        size = min(max(round(fraction * extent.units), 1), extent.units - 1)
+        if groups is None:
+            shuffled = self._shuffled(seed, "split")
+            return self._subset(shuffled[:size]), self._subset(shuffled[size:])
+        every = np.unique(groups)
+        chosen = every[np.argsort(stream_keys(seed, "split", every), kind="stable")[:size]]
+        inside = np.isin(groups, chosen)
+        return self._subset(np.flatnonzero(inside)), self._subset(np.flatnonzero(~inside))
+
+    def take_groups(self, n: int, seed: int) -> DataSet:
+        """``n`` random samples (all, if there are fewer) of as few random groups as have them.
+
+        Raises:
+            UsageError: ``n`` is not positive.
+        """
+        groups = self.groups
+        if groups is None or n < 1 or n >= len(self):
+            return self.take(n, seed)
+        return self._subset(np.argsort(stream_keys(seed, "groups", groups), kind="stable")[:n])
 
     def at(self, positions: np.ndarray) -> DataSet:
         """The samples at these positions of the set, in the folder's order."""
         return self._subset(positions)
 
-    def without(self, ids: np.ndarray) -> DataSet:
-        """The samples whose digests are not among ``ids``; may be empty."""
-        return DataSet(self._folder, self._index[~np.isin(self.ids, ids)])
+    def without(self, ids: np.ndarray, groups: np.ndarray | None = None) -> DataSet:
+        """The samples whose digests are not among ``ids``; may be empty.
+
+        Of samples in groups, those whose groups are not among ``groups`` either, nor have one of ``ids``.
+
+        Args:
+            ids: Digests of samples.
+            groups: Ids of groups.
+        """
+        away, own = np.isin(self.ids, ids), self.groups
+        if own is not None:
+            away = np.isin(own, own[away]) | (np.isin(own, groups) if groups is not None else False)
+        return DataSet(self._folder, self._index[~away])
+
+    def alone(self) -> DataSet:
+        """The same samples, each a draw of its own."""
+        folder = copy.copy(self._folder)
+        folder.groups = None
+        return DataSet(folder, self._index)
 
     def _shuffled(self, seed: int, purpose: str) -> np.ndarray:
         keys = stream_keys(seed, purpose, self._index)
@@ -234,6 +292,42 @@ class _Piece:
         feeds = {name: array[part] for name, array in self.feeds.items()}
         label = None if self.label is None else self.label[part]
         return _Piece(feeds, label, self.ids[part], self.signature, self.names[part])
+
+
+def _groups(files: Sequence[_File]) -> np.ndarray | None:
+    """``[n]`` the group of every sample of all files; None if there are none.
+
+    Raises:
+        ExpruneError: A file has another number of groups than of samples, or only some files have groups.
+    """
+    grouped = [file.stored.groups is not None for file in files]
+    if not any(grouped):
+        return None
+    if not all(grouped):
+        odd = files[grouped.index(False)].where
+        raise ExpruneError(
+            f"{odd}: has no '{GROUP}', but other files have: give all samples a group, or none"
+        )
+    parts = []
+    for file in files:
+        found, count = file.stored.groups, file.layout.samples
+        assert found is not None
+        if found.shape != (count,) and not (count == 1 and not found.shape):
+            samples = "1 sample" if count == 1 else f"{count} samples"
+            raise ExpruneError(
+                f"{file.where}: '{GROUP}' has shape {list(found.shape)}, but the file has {samples}: give one per sample"
+            )
+        parts.append(found.reshape(-1))
+    return np.concatenate(parts)
+
+
+def _turns(groups: np.ndarray) -> np.ndarray:
+    """``[n]`` how many samples of the same group come before each."""
+    order = np.argsort(groups, kind="stable")
+    _, first, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+    turns = np.empty(len(groups), np.int64)
+    turns[order] = np.arange(len(groups)) - np.repeat(first, sizes)
+    return turns
 
 
 def digest_of(ids: np.ndarray) -> str:

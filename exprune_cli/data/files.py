@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from numpy.lib import format as npy_format
 
 from exprune_cli.available import check_fits
+from exprune_cli.data.groups import GROUP, check_group
 from exprune_cli.data.layout import LABEL, Header, Input
 from exprune_cli.errors import ExpruneError
 
@@ -79,7 +80,7 @@ def list_files(folder: Path, inputs: Sequence[Input]) -> list[Path]:
 
 
 def read_headers(path: Path, inputs: Sequence[Input]) -> dict[str, Header]:
-    """Types and shapes of a sample file's arrays, by input name and :data:`LABEL`.
+    """Types and shapes of a sample file's arrays, by input name, :data:`LABEL` and :data:`~.groups.GROUP`.
 
     Raises:
         ExpruneError: The file cannot be read, or does not hold what the model wants.
@@ -196,7 +197,7 @@ def _npy_header(file: IO[bytes], size: int, where: str) -> Header:
 
 
 def check_keys(path: Path | str, headers: Mapping[str, Header], inputs: Sequence[Input]) -> None:
-    """Checks that a file holds the model's inputs, maybe labels, and nothing else.
+    """Checks that a file holds the model's inputs, maybe labels and groups, and nothing else.
 
     Raises:
         ExpruneError: It does not.
@@ -204,8 +205,8 @@ def check_keys(path: Path | str, headers: Mapping[str, Header], inputs: Sequence
     names = [value.name for value in inputs]
     wanted = ", ".join(f"'{name}'" for name in names)
     for name in headers:
-        if name not in names and name != LABEL:
-            near = difflib.get_close_matches(name, names, n=1)
+        if name not in names and name not in (LABEL, GROUP):
+            near = difflib.get_close_matches(name, [*names, LABEL, GROUP], n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"the model's inputs are {wanted}"
             raise ExpruneError(f"{path}: unknown key '{name}': {hint}")
     for name in names:
@@ -214,6 +215,8 @@ def check_keys(path: Path | str, headers: Mapping[str, Header], inputs: Sequence
             raise ExpruneError(f"{path}: has no array '{name}' (it holds {found}): the model needs {wanted}")
     if LABEL not in names and LABEL in headers and headers[LABEL].dtype.kind not in "biuf":
         raise ExpruneError(f"{path}: '{LABEL}' is {headers[LABEL].dtype}: labels must be numbers")
+    if GROUP not in names and GROUP in headers:
+        check_group(headers[GROUP], str(path))
 
 
 def _read_protobufs(folder: Path, inputs: Sequence[Input]) -> dict[str, np.ndarray]:

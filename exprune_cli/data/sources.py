@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from exprune_cli.data.files import check_keys, checked_arrays, list_files, read_arrays, read_headers
+from exprune_cli.data.groups import GROUP, group_ids
 from exprune_cli.data.layout import LABEL, Header, Input
 from exprune_cli.errors import ExpruneError, UsageError
 from exprune_cli.paths import PathLike
@@ -46,7 +47,7 @@ class DataReader(Protocol):
         """The next inputs by name; None when there are no more."""
 
 
-#: Whatever samples can be taken from. A key ``label`` in a dict holds labels.
+#: Whatever samples can be taken from. A key ``label`` in a dict holds labels, a key ``group`` groups.
 Data = PathLike | np.ndarray | Mapping[str, ArrayLike] | Iterable[Mapping[str, ArrayLike]] | DataReader
 
 
@@ -58,11 +59,13 @@ class Stored:
         where: Their name in messages.
         headers: Types and shapes by input name, and the label's.
         read: Returns the arrays: native byte order, C-contiguous.
+        groups: uint64 ids of the samples' groups, in the shape that they have there; None without.
     """
 
     where: str
     headers: Mapping[str, Header]
     read: Callable[[], dict[str, np.ndarray]]
+    groups: np.ndarray | None = None
 
 
 def name_of(data: Data) -> str:
@@ -80,7 +83,9 @@ def stored_arrays(data: Data, inputs: Sequence[Input]) -> Iterator[Stored]:
     if isinstance(data, (str, os.PathLike)):
         for path in list_files(Path(data), inputs):
             headers = read_headers(path, inputs)
-            yield Stored(str(path), headers, partial(read_arrays, path, inputs, headers))
+            of_groups = _take_groups(headers, inputs)
+            groups = group_ids(read_arrays(path, inputs, of_groups)[GROUP]) if of_groups else None
+            yield Stored(str(path), headers, partial(read_arrays, path, inputs, headers), groups)
     elif isinstance(data, (np.ndarray, Mapping)):
         yield _in_memory(data, inputs, _DATA)
     elif isinstance(data, (list, tuple)):
@@ -95,7 +100,15 @@ def stored_arrays(data: Data, inputs: Sequence[Input]) -> Iterator[Stored]:
 def _in_memory(item: object, inputs: Sequence[Input], where: str) -> Stored:
     arrays = _arrays(item, inputs, where)
     headers = _headers(arrays)
-    return Stored(where, headers, partial(checked_arrays, arrays, headers, inputs, where))
+    groups = group_ids(arrays[GROUP]) if _take_groups(headers, inputs) else None
+    return Stored(where, headers, partial(checked_arrays, arrays, headers, inputs, where), groups)
+
+
+def _take_groups(headers: dict[str, Header], inputs: Sequence[Input]) -> dict[str, Header]:
+    """Takes the groups out of the headers: they are read once, apart from what is fed."""
+    if any(value.name == GROUP for value in inputs) or GROUP not in headers:
+        return {}
+    return {GROUP: headers.pop(GROUP)}
 
 
 def _items(data: object) -> Iterator[object]:
@@ -128,8 +141,9 @@ def _spooled(items: Iterable[object], inputs: Sequence[Input]) -> Iterator[Store
         arrays = _arrays(item, inputs, where)
         spool = spool or _Spool()
         headers = _headers(arrays)
+        groups = group_ids(arrays[GROUP]) if _take_groups(headers, inputs) else None
         offset = spool.append(checked_arrays(arrays, headers, inputs, where))
-        yield Stored(where, headers, partial(spool.read, offset, headers))
+        yield Stored(where, headers, partial(spool.read, offset, headers), groups)
     if spool is None:
         raise ExpruneError(
             f"{_DATA}: has no samples: the iterable was empty, or was used before and has no rewind()"
@@ -144,7 +158,7 @@ def _arrays(item: object, inputs: Sequence[Input], where: str) -> dict[str, np.n
         names = ", ".join(f"'{value.name}'" for value in inputs)
         raise ExpruneError(
             f"{where}: is a {type(item).__name__}: give a dict of arrays by input name ({names}), with labels "
-            f"under '{LABEL}'"
+            f"under '{LABEL}' and groups, if samples belong together, under '{GROUP}'"
         )
     arrays = {str(name): _array(value, f"{where}: '{name}'") for name, value in item.items()}
     check_keys(where, _headers(arrays), inputs)

@@ -273,9 +273,9 @@ def main() -> None:
 
     texts = read_texts()
     start = time.perf_counter()
-    merges = train_tokenizer(texts["train"], options.tokens)
+    merges = train_tokenizer(texts["train"].values(), options.tokens)
     (options.out / "tokenizer.json").write_text(json.dumps({"merges": merges}, separators=(",", ":")) + "\n")
-    streams = {name: encode(part, merges) for name, part in texts.items()}
+    streams = {name: encode(part.values(), merges) for name, part in texts.items()}
     sizes = {name: len(stream) for name, stream in streams.items()}
     print(f"tokens {sizes}, tokenizer {time.perf_counter() - start:.0f} s", flush=True)
 
@@ -285,8 +285,8 @@ def main() -> None:
 
     shape = (options.layers, options.heads, options.width // options.heads)
     for name, count in (("calibration", 1000), ("test", 500)):
-        tokens, labels = windows(streams[name], count, options.seed)
-        write_sequences(tokens, labels, options.out / name)
+        tokens, labels, files = windows(streams[name], count, options.seed)
+        write_sequences(tokens, labels, np.array(list(texts[name]))[files], options.out / name)
         few = np.linspace(0, len(tokens) - 1, 5).astype(int)
         folder = options.out / f"{name}_step"
         write_steps(options.out / "relu_lm_step.onnx", tokens[few], labels[few], shape, folder)

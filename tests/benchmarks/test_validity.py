@@ -42,3 +42,13 @@ def test_without_exchangeability_the_promise_is_broken() -> None:
         range(len(losses)), lambda step: betting_p_value(losses[step, easy[:CALIBRATION]], drop) <= 0.05
     )
     assert step is not None and losses[step, easy[CALIBRATION:]].mean() > drop
+
+
+def test_where_samples_are_views_of_few_originals_these_have_to_be_counted() -> None:
+    losses = cached_losses(8000, views=20)
+    drop = max(allowed_drops(losses, 5 / 200))
+    by_group, by_sample = (
+        experiment(losses, drop, 0.95, 400, 200, views=20, by_group=counted) for counted in (True, False)
+    )
+    assert by_group.certified > 200 and by_group.valid, by_group
+    assert not by_sample.valid, by_sample
