@@ -98,7 +98,7 @@ class Record:
         batch: Batch size that dynamic first dimensions were counted with.
         calibration: Digest of the calibration data, or None.
         quality: The verified drop: ``metric``, ``baseline``, ``optimized``, ``drop``,
-            ``agreement``, ``samples``; None where nothing was verified.
+            ``agreement``, ``samples``, and ``groups`` where samples are in some; None where nothing was verified.
         certificate: See the interface contract; None without one.
         top_k: Outputs that gave way to their K best, see :mod:`exprune_cli.top_k`.
         seed: Of all random choices; None in older files.

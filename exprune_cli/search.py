@@ -76,33 +76,31 @@ class Gate:
         limits = [drop.upper for drop in drops if math.isfinite(drop.upper)]
         least = min(limits, default=math.nan)
         drop = self._next_drop(samples.units, least)
-        units = f"{samples.unit}s"
-        held_out = f"{samples.units} held-out {units}"
         remedy = (
             {"max_drop": drop}
             if drop
             else {"test": "bound", "max_drop": None, "confidence": None, "metric": None}
         )
-        way_out = f"allow a larger --max-drop or give more {units}"
+        way_out = f"allow a larger --max-drop or give more {samples.unit}s"
         if drop and least > self.max_drop:
-            way_out = f"the safest plan that was tried reaches {least:.2g}: try --max-drop {drop:g} or give more {units}"
+            way_out = f"the safest plan that was tried reaches {least:.2g}: try --max-drop {drop:g} or give more {samples.unit}s"
         if self.confidence is None:
             return GateError(
-                f"no staging keeps the drop within {self.max_drop:g} on {held_out} "
+                f"no staging keeps the drop within {self.max_drop:g} on {samples.units} held-out {samples.unit}s "
                 f"(upper limit at {VERIFY_LEVEL:.0%}): {way_out}",
                 remedy,
             )
         needed = samples_needed(self.max_drop, self.confidence)
         if samples.units < needed:
             return GateError(
-                f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g} from {held_out}, "
-                f"at least {needed} are needed: give about {-(-needed * 4 // 3)} in --data, "
+                f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g} from {samples.units} "
+                f"held-out {samples.unit}s, at least {needed} are needed: give about {-(-needed * 4 // 3)} in --data, "
                 "a quarter of which calibrates",
                 remedy,
             )
         return GateError(
-            f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g} on {held_out}: "
-            f"{way_out}",
+            f"a drop of at most {self.max_drop:g} cannot be certified at {self.confidence:g} on {samples.units} "
+            f"held-out {samples.unit}s: {way_out}",
             remedy,
         )
 

@@ -46,6 +46,7 @@ PARTS = {
         "staged_nodes",
         "distribution",
         "errors",
+        "extent",
         "onnxruntime_errors",
         "progress",
     ),

@@ -56,7 +56,8 @@ def calibrate(
     """Collect the statistics that optimize plans with.
 
     Runs MODEL once over the samples in DIR. DIR holds *.npz (keys are input names; a key
-    'label' holds the label), *.npy (models with one input) or ONNX test_data_set_* folders.
+    'label' holds the label, a key 'group' says which samples belong together), *.npy (models
+    with one input) or ONNX test_data_set_* folders.
 
     Parts of the data can be calibrated apart, with one --seed, and merged:
 

@@ -5,7 +5,8 @@ each dict of arrays then.
 
 A folder holds files of one of these formats, used in the order of their names:
 
-- ``*.npz``: arrays by input name; a key ``label`` (unless an input is called so) holds labels,
+- ``*.npz``: arrays by input name; a key ``label`` (unless an input is called so) holds labels, and a key
+  ``group`` (likewise) says which samples belong together,
 - ``*.npy``: the only input of a model with one input,
 - ``test_data_set_*/input_N.pb``: tensors, one per input in the model's order; ``output_N.pb``
   beside them are ignored.
@@ -25,6 +26,10 @@ anything else                                   one, the arrays as they are, run
 ==============================================  ==================================================
 
 In a file with one sample the label may be a single number.
+
+A group is a whole number (any integer type) or a string of at most 256 characters per sample, ``[n]`` for a file of
+``n`` samples, or a single one for one sample. Samples with equal values, in whatever files of the folder, are
+of one group: see :mod:`exprune_cli.data.groups`. All files have groups, or none has.
 """
 
 from __future__ import annotations

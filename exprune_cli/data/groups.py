@@ -36,16 +36,23 @@ def check_group(header: Header, where: str) -> None:
         )
 
 
-def group_ids(groups: np.ndarray) -> np.ndarray:
+def group_ids(groups: np.ndarray, where: str) -> np.ndarray:
     """A uint64 digest of each group's value, of which it depends alone: the same in every file.
 
     A whole number and its digits as a string are the same group.
 
     Args:
         groups: Whole numbers or strings, of any shape, which the result has too.
+        where: The file's name in messages.
+
+    Raises:
+        ExpruneError: A string is no text.
     """
     values, at = np.unique(groups.reshape(-1), return_inverse=True)
-    ids = np.array([text_key(str(value)) for value in values.tolist()], np.uint64)
+    try:
+        ids = np.array([text_key(str(value)) for value in values.tolist()], np.uint64)
+    except (ValueError, SystemError):  # lone surrogates; code points that there are not
+        raise ExpruneError(f"{where}: '{GROUP}' has strings that are no text: write it again") from None
     found: np.ndarray = ids[at.reshape(groups.shape)]
     return found
 

@@ -84,7 +84,7 @@ def stored_arrays(data: Data, inputs: Sequence[Input]) -> Iterator[Stored]:
         for path in list_files(Path(data), inputs):
             headers = read_headers(path, inputs)
             of_groups = _take_groups(headers, inputs)
-            groups = group_ids(read_arrays(path, inputs, of_groups)[GROUP]) if of_groups else None
+            groups = group_ids(read_arrays(path, inputs, of_groups)[GROUP], str(path)) if of_groups else None
             yield Stored(str(path), headers, partial(read_arrays, path, inputs, headers), groups)
     elif isinstance(data, (np.ndarray, Mapping)):
         yield _in_memory(data, inputs, _DATA)
@@ -100,7 +100,7 @@ def stored_arrays(data: Data, inputs: Sequence[Input]) -> Iterator[Stored]:
 def _in_memory(item: object, inputs: Sequence[Input], where: str) -> Stored:
     arrays = _arrays(item, inputs, where)
     headers = _headers(arrays)
-    groups = group_ids(arrays[GROUP]) if _take_groups(headers, inputs) else None
+    groups = group_ids(arrays[GROUP], where) if _take_groups(headers, inputs) else None
     return Stored(where, headers, partial(checked_arrays, arrays, headers, inputs, where), groups)
 
 
@@ -141,7 +141,7 @@ def _spooled(items: Iterable[object], inputs: Sequence[Input]) -> Iterator[Store
         arrays = _arrays(item, inputs, where)
         spool = spool or _Spool()
         headers = _headers(arrays)
-        groups = group_ids(arrays[GROUP]) if _take_groups(headers, inputs) else None
+        groups = group_ids(arrays[GROUP], where) if _take_groups(headers, inputs) else None
         offset = spool.append(checked_arrays(arrays, headers, inputs, where))
         yield Stored(where, headers, partial(spool.read, offset, headers), groups)
     if spool is None:

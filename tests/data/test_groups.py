@@ -73,6 +73,8 @@ def test_an_input_may_be_called_so() -> None:
         ([1, 2, 3], r"'group' has shape \[3\], but the file has 2 samples: give one per sample"),
         ([[1], [2]], r"'group' has shape \[2, 1\], but the file has 2 samples"),
         (5, r"'group' has shape \[\], but the file has 2 samples"),
+        (np.array([0x110000, 97], np.uint32).view("<U1"), "'group' has strings that are no text"),
+        (["a", "\ud800"], "'group' has strings that are no text"),
         (["a" * 257, "b"], "'group' has strings of 257 characters: give names of at most 256"),
         (np.array([object(), 1]), "'group': holds pickled objects, which are never loaded"),
     ],

@@ -66,7 +66,10 @@ def test_messages_are_those_of_the_sources(site: Path) -> None:
     assert "grouped-conv" in text
     assert "it sums over ⟨linear.groups⟩ group: nothing to stage" in text
     assert "--confidence needs --max-drop" in text
-    assert "cannot be certified at ⟨self.confidence⟩ from ⟨samples⟩ held-out samples, at least" in text
+    assert (
+        "cannot be certified at ⟨self.confidence⟩ from ⟨samples.units⟩ held-out ⟨samples.unit⟩s, at least"
+        in text
+    )
 
 
 def test_quoted_messages_exist() -> None:

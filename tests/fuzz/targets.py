@@ -184,11 +184,13 @@ def _mutate_array(member: bytes, rng: random.Random) -> bytes:
 @cache
 def _data_files() -> dict[str, bytes]:
     values = samples(6)
-    archive, array = io.BytesIO(), io.BytesIO()
+    archive, grouped, array = io.BytesIO(), io.BytesIO(), io.BytesIO()
     np.savez_compressed(archive, x=values, label=np.arange(6))
+    np.savez_compressed(grouped, x=values, group=np.array(["a", "b", "c"] * 2))
     np.save(array, values)
     tensor = onnx.numpy_helper.from_array(values, "x").SerializeToString()
-    return {"a.npz": archive.getvalue(), "a.npy": array.getvalue(), "test_data_set_0/input_0.pb": tensor}
+    archives = {"a.npz": archive.getvalue(), "grouped.npz": grouped.getvalue()}
+    return {**archives, "a.npy": array.getvalue(), "test_data_set_0/input_0.pb": tensor}
 
 
 def fuzz_data(rng: random.Random, folder: Path) -> None:
@@ -229,9 +231,22 @@ def fuzz_record(rng: random.Random, folder: Path) -> None:
     else:
         data = json.loads(entry.value)
         if rng.random() < 0.5:
-            odd = {"metric": "accuracy", "baseline": 0.5, "optimized": 0.4, "drop": 0.1, "samples": 3}
+            odd = {
+                "metric": "accuracy",
+                "baseline": 0.5,
+                "optimized": 0.4,
+                "drop": 0.1,
+                "samples": 3,
+                "groups": 2,
+            }
             data["quality"] = {**odd, "agreement": 0.5}
-            data["certificate"] = {"max_drop": 0.1, "confidence": 0.9, "holds": True, "samples": 3}
+            data["certificate"] = {
+                "max_drop": 0.1,
+                "confidence": 0.9,
+                "holds": True,
+                "samples": 3,
+                "groups": 2,
+            }
             data["tried"] = [{"drop": 0.1, "flops_reduction": 0.2, "holds": True}]
         for _ in range(rng.choice((1, 1, 2, 4))):
             data = mutate_json(data, rng)

@@ -68,6 +68,7 @@ class Samples:
     def __init__(self, labels: np.ndarray | None = None, **arrays: np.ndarray) -> None:
         self.arrays, self.labels = arrays, labels
         self.has_labels = labels is not None
+        self.groups = None
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
