@@ -23,6 +23,7 @@ from exprune_cli.sessions import REST
 
 SECONDS = 6.0
 TURNS = (9, 60)  # least and most
+BURST = 4  # timed runs in a row, on several threads
 
 
 def main() -> None:
@@ -89,17 +90,26 @@ def run_case(
 def in_turn(
     sessions: dict[str, object], inputs: Sequence[Feeds], seconds: float, pause: float
 ) -> dict[str, np.ndarray]:
-    """Seconds of every run, by contender; all run on the same input before the next one is taken."""
+    """Seconds of every run, by contender; all run on the same input before the next one is taken.
+
+    The order is drawn anew for each turn: who runs after whom makes a difference, in the caches above all. With a
+    ``pause``, for sessions of several threads, each turn is a burst: it begins when the other sessions' threads sleep,
+    and its first run, which wakes its own, is not timed.
+    """
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for one in sessions.values():
         one.run(None, inputs[0])
-    names, start = list(sessions), time.perf_counter()
+    rng, start = np.random.default_rng(0), time.perf_counter()
+    burst = BURST if pause else 1
     for turn in range(TURNS[1]):
-        for name in names if turn % 2 == 0 else reversed(names):
-            time.sleep(pause)
-            begin = time.perf_counter()
-            sessions[name].run(None, inputs[turn % len(inputs)])
-            times[name].append(time.perf_counter() - begin)
+        for name in rng.permutation(list(sessions)):
+            if pause:
+                time.sleep(pause)
+                sessions[name].run(None, inputs[turn % len(inputs)])
+            for each in range(burst):
+                begin = time.perf_counter()
+                sessions[name].run(None, inputs[(turn * burst + each) % len(inputs)])
+                times[name].append(time.perf_counter() - begin)
         if turn + 1 >= TURNS[0] and time.perf_counter() - start > seconds:
             break
     return {name: np.array(values) for name, values in times.items()}
