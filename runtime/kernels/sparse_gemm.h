@@ -41,16 +41,17 @@ struct SparseInputs {
     return count;
   }
 
-  // Inputs of these rows that are not 0.
-  int64_t count_inputs() const {
-    const int64_t depth = call->depth, all = rows * depth;
-    const float* const x = call->x + first * depth;
+  // Adds a row's inputs that are not 0 to the survivors.
+  static void count_task(void* user, size_t index) {
+    auto& inputs = *static_cast<SparseInputs*>(user);
+    const int64_t depth = inputs.call->depth;
+    const float* const x = inputs.call->x + (inputs.first + static_cast<int64_t>(index)) * depth;
     int64_t count = 0;
-    for (int64_t i = 0; i < all; i += kLanes) {
-      const I zero = reinterpret_cast<I>((all - i >= kLanes ? load(x + i) : load_first(x + i, all - i)) == V{});
-      count += __builtin_popcount(~bits(zero) & (~0u >> (32 - kLanes)));
+    for (int64_t k = 0; k < depth; k += kLanes) {
+      const V value = depth - k >= kLanes ? load(x + k) : load_first(x + k, depth - k);
+      count += __builtin_popcount(~bits(reinterpret_cast<I>(value == V{})) & (~0u >> (32 - kLanes)));
     }
-    return count;
+    inputs.survivors.fetch_add(count, std::memory_order_relaxed);
   }
 
   void carve(Carver& carver, int64_t most_rows) {
@@ -207,14 +208,13 @@ static bool sparse_gemm(const SparseGemmCall& call, const Env& env) {
   layout(scratch.data());
   for (inputs.first = 0; inputs.first < call.rows; inputs.first += kSparseRows) {
     inputs.rows = min_of(kSparseRows, call.rows - inputs.first);
-    if (inputs.rows > 1) {
-      const int64_t alive = inputs.count_inputs();
-      if (panels_are_faster(inputs, alive) && all_products(inputs, env)) {
-        inputs.survivors += alive;
-        continue;
-      }
-    }
     const bool few = inputs.rows * call.depth <= kSparseFewInputs;
+    if (inputs.rows > 1) {
+      const int64_t before = inputs.survivors;
+      if (!run_tasks(env, few, inputs.rows, SparseInputs::count_task, &inputs)) return false;
+      if (panels_are_faster(inputs, inputs.survivors - before) && all_products(inputs, env)) continue;
+      inputs.survivors = before;  // they are counted once more where they are listed
+    }
     if (!run_tasks(env, few, inputs.chunks, SparseInputs::chunk_task, &inputs)) return false;
     const bool small =
         inputs.needed() * call.columns * static_cast<int64_t>(sizeof(float)) <= kSparseFewBytes;
