@@ -43,12 +43,8 @@ def run(
     """
     model = load(case.folder / case.model)
     data, test = (
-        samples(open_data(folder, model.proto), originals)
-        for folder, originals in zip(
-            (case.folder / case.calibration, (tests or case.folder) / case.test),
-            case.originals or (None, None),
-            strict=True,
-        )
+        samples(open_data(folder, model.proto))
+        for folder in (case.folder / case.calibration, (tests or case.folder) / case.test)
     )
     tuned, validated = case.validated if full else case.tuned, case.validated
     if quick:

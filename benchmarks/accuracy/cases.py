@@ -26,7 +26,6 @@ class Case:
         quick: The same two numbers, and test samples, of the quick form.
         folder: Where the model and its data are.
         metric: See :mod:`exprune_cli.metrics`; None for accuracy.
-        originals: Of how many originals the samples of calibration and test are views, in turn; None: of none.
     """
 
     name: str
@@ -38,10 +37,9 @@ class Case:
     quick: tuple[int, int, int]
     folder: Path = MODELS
     metric: str | None = None
-    originals: tuple[int, int] | None = None
 
 
-_DIGITS = ("digits_resnet/calibration", "digits_resnet/test", 40, 1500, (8, 40, 40), MODELS, None, (269, 450))
+_DIGITS = ("digits_resnet/calibration", "digits_resnet/test", 40, 1500, (8, 40, 40))
 CASES = {
     case.name: case
     for case in (

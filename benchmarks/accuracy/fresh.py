@@ -20,13 +20,16 @@ import numpy as np
 
 MODELS = Path(__file__).resolve().parents[2] / "sample_models"
 IMAGES, GRAPHS, SEQUENCES = 4500, 120, 1500
-#: Of views; the committed calibration data are of seed 1, the test data of seed 2, training of seeds from 1,000 on.
+#: Of the first draw's views; the committed calibration data are of seed 1, the test data of seed 2, training of
+#: seeds from 1,000 on.
 SEED = 77
 #: The seed that ``relu_lm``'s windows were drawn with, and how many of the test files' were.
 _WINDOWS_SEED, _WINDOWS = 1, 500
 
 
-def write(folder: Path, images: int = IMAGES, graphs: int = GRAPHS, sequences: int = SEQUENCES) -> None:
+def write(
+    folder: Path, images: int = IMAGES, graphs: int = GRAPHS, sequences: int = SEQUENCES, draw: int = 0
+) -> None:
     """Writes ``<model>/test`` for all sample models.
 
     Args:
@@ -34,6 +37,7 @@ def write(folder: Path, images: int = IMAGES, graphs: int = GRAPHS, sequences: i
         images: Of ``digits_resnet``.
         graphs: Of ``graph_gcn``.
         sequences: Of ``relu_lm``.
+        draw: Which: no two have a sequence in common. The test files have sequences for 0 and 1.
 
     Raises:
         ValueError: The running Python's text is not that of the committed data.
@@ -45,12 +49,12 @@ def write(folder: Path, images: int = IMAGES, graphs: int = GRAPHS, sequences: i
 
     for name in ("digits_resnet", "graph_gcn"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    digits_data.save(folder / "digits_resnet" / "test", "test", images, SEED)
-    graph_data.save(folder / "graph_gcn" / "test", "test", graphs, SEED)
-    _write_text(folder / "relu_lm" / "test", sequences)
+    digits_data.save(folder / "digits_resnet" / "test", "test", images, SEED + draw)
+    graph_data.save(folder / "graph_gcn" / "test", "test", graphs, SEED + draw)
+    _write_text(folder / "relu_lm" / "test", sequences, _WINDOWS + draw * SEQUENCES)
 
 
-def _write_text(folder: Path, count: int) -> None:
+def _write_text(folder: Path, count: int, skipped: int) -> None:
     import text_data
 
     home = MODELS / "relu_lm"
@@ -63,7 +67,7 @@ def _write_text(folder: Path, count: int) -> None:
             f"the standard library of Python {sys.version.split()[0]} is not the text that relu_lm's data are of: "
             "run with Python 3.11.7"
         )
-    tokens, labels, files = text_data.windows(stream, count, _WINDOWS_SEED, skipped=_WINDOWS)
+    tokens, labels, files = text_data.windows(stream, count, _WINDOWS_SEED, skipped)
     known = {row.tobytes() for row in np.concatenate([read, _tokens(home / "calibration")])}
     new = np.array([row.tobytes() not in known for row in tokens])
     text_data.write_sequences(tokens[new], labels[new], np.array(list(texts))[files[new]], folder)
@@ -78,9 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="benchmarks.accuracy.fresh", description=__doc__.splitlines()[0].rstrip(":")
     )
     parser.add_argument("folder", type=Path, help="where to write")
+    parser.add_argument("--draw", type=int, choices=(0, 1), default=0, help="which new data [default: 0]")
     args = parser.parse_args(arguments)
     try:
-        write(args.folder)
+        write(args.folder, draw=args.draw)
     except ValueError as error:
         raise SystemExit(str(error)) from None
 

@@ -66,10 +66,13 @@ class Samples:
         return Samples(self.data.at(positions), self.groups[positions])
 
 
-def samples(data: DataSet, originals: int | None = None) -> Samples:
-    """A whole folder's samples; those ``originals`` apart are views of one original, None: each is its own.
+def samples(data: DataSet) -> Samples:
+    """A whole folder's samples, in their groups; those without are each a draw of its own.
 
     Means are over samples, as the other methods' papers have them; groups count in splits and standard errors.
     """
-    index = np.arange(len(data))
-    return Samples(data.alone(), index if originals is None else index % originals)
+    if data.groups is None:
+        return Samples(data, np.arange(len(data)))
+    _, first, at = np.unique(data.groups, return_index=True, return_inverse=True)
+    in_order = np.argsort(np.argsort(first))  # a group's number is its place, whatever it is called
+    return Samples(data.alone(), in_order[at.reshape(-1)])
