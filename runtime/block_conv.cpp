@@ -1,7 +1,5 @@
 // ConvRelu: a 1-D or 2-D convolution with a ReLU, exact. PrefixConvBlock: the same in stages, decided in
 // blocks of one output channel x a run of output positions. Both skip the taps that only see padding.
-#include <stdlib.h>
-
 #include "chunked_conv.h"
 
 namespace exprune {
@@ -11,9 +9,7 @@ struct BlockConv : ChunkedConv<BlockConv<Staged>, Staged> {
   using Base = ChunkedConv<BlockConv<Staged>, Staged>;
   static constexpr int kKernelAxis = 2;
 
-  std::atomic<void*> remembered{nullptr};
-
-  ~BlockConv() { free(remembered.load()); }
+  KeptMemory remembered;
 
   OrtStatus* read_weights(const Call& call, int64_t groups, const StagedInputs& in, ConvSizes* sizes) const {
     const int rank = 2 + Base::geometry.rank;
@@ -56,7 +52,7 @@ struct BlockConv : ChunkedConv<BlockConv<Staged>, Staged> {
       turn(conv);
     }
     blocks.conv = *conv;
-    blocks.geometry = &remembered;
+    blocks.geometry = &remembered.data;
     Runner runner = {context};
     return runner.result(kernels().block_conv(blocks, runner.env(*this)), Base::op);
   }

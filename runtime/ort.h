@@ -110,8 +110,7 @@ bool infer_attribute_ints(const OrtShapeInferContext* context, const char* name,
                           size_t capacity, size_t* count);
 bool infer_attribute_int(const OrtShapeInferContext* context, const char* name, int64_t* value);
 
-// What every kernel object has: the working memory of its node, and what it asked of the system.
-// Memory that a kernel keeps.
+// What a kernel makes when it first needs it and its node keeps, see Kept in kernels/registry.h.
 struct KeptMemory {
   std::atomic<void*> data{nullptr};
 
@@ -119,6 +118,7 @@ struct KeptMemory {
   ~KeptMemory() { free(data.load()); }
 };
 
+// What every kernel object has: the working memory of its node, what it asked of the system, and its constants.
 struct KernelBase {
   ScratchPool per_call;
   ScratchPool per_task;

@@ -136,7 +136,7 @@ struct BlockConvTask {
   V offset(int64_t position, int64_t lanes_used) const {
     const Finish& f = c.finish;
     if (!f.offset_full) return splat(f.offset[0]);
-    return lanes_used >= kLanes ? load(f.offset + position) : load_first(f.offset + position, lanes_used);
+    return load_up_to(f.offset + position, lanes_used);
   }
 
   // Whether the expected loss of a block, summed over its positions, is below its limit.

@@ -69,7 +69,7 @@ struct EstimatedGemmPlan {
     const Finish& f = call->finish;
     if (!f.offset_full) return splat(f.offset[0]);
     const float* p = f.offset + row * call->layer.outputs + n;
-    return used >= kLanes ? load(p) : load_first(p, used);
+    return load_up_to(p, used);
   }
 
   static uint32_t wanted(int64_t used) { return used >= kLanes ? ~0u >> (32 - kLanes) : (1u << used) - 1; }
@@ -231,13 +231,11 @@ struct ReluResults {
   void end(int64_t row, int64_t n, int64_t used, V sum) const {
     const Finish& f = call->finish;
     const int64_t at = row * call->layer.outputs + n;
-    const auto read = [&](const float* p) { return used == kLanes ? load(p) : load_first(p, used); };
-    const V offset = f.offset_full ? read(f.offset + at) : splat(f.offset[0]);
-    V y = sum + (read(call->layer.bias + n) + offset);
+    const V offset = f.offset_full ? load_up_to(f.offset + at, used) : splat(f.offset[0]);
+    V y = sum + (load_up_to(call->layer.bias + n, used) + offset);
     y = select(reinterpret_cast<I>(y <= V{}), V{}, y);  // a NaN is not <= 0 and stays
     y = select(reinterpret_cast<I>(y > splat(f.max)), splat(f.max), y);
-    if (used == kLanes) return store(call->y + at, y);
-    for (int64_t i = 0; i < used; i++) call->y[at + i] = y[i];
+    store_up_to(call->y + at, y, used);
   }
 };
 

@@ -74,7 +74,7 @@ struct LowRankSource {
     for (int64_t r = 0; r < count; r++) {
       for (int64_t i = 0; i < outputs; i += kLanes) {
         const int64_t n = first + i, used = outputs - i;
-        const auto at = [&](const float* p) { return used >= kLanes ? load(p) : load_first(p, used); };
+        const auto at = [&](const float* p) { return load_up_to(p, used); };
         Estimate e;
         e.value = at(sums + r * stride + i) + (at(layer->shift + n) + offset(first_row + r, n, used));
         e.reach = at(layer->reach + n);

@@ -105,7 +105,7 @@ struct ConvPixels {
     const Finish& f = call->finish;
     if (!f.offset_full) return splat(f.offset[0]);
     const int64_t lanes_used = used(v);
-    return lanes_used == kLanes ? load(f.offset + at(n, v)) : load_first(f.offset + at(n, v), lanes_used);
+    return load_up_to(f.offset + at(n, v), lanes_used);
   }
   const float* norms(int64_t slot) const { return norm + slot * PV * kLanes; }
   void flush(const Tile& tile) {

@@ -49,7 +49,7 @@ static inline QuantizedRow quantize_row(const float* x, int64_t groups, int coun
   V top = {};
   I finite = splat(-1);
   const auto at = [&](int64_t i) {
-    return i + kLanes <= groups ? load(x + i) : load_first(x + i, groups - i);
+    return load_up_to(x + i, groups - i);
   };
   for (int64_t i = 0; i < groups; i += kLanes) {
     const V a = absolute(at(i));
@@ -178,7 +178,7 @@ static inline void byte_sums(const Quantized& layer, int64_t first_output, int64
 // `used` lanes are wanted; offset is the computed offset. sums is the row's, by plane, at output n.
 static inline Estimate estimate(const Quantized& layer, int64_t n, int64_t used, const QuantizedRow& row,
                                 int planes, const int32_t* sums, int64_t stride, V offset) {
-  const auto at = [&](const float* p) { return used >= kLanes ? load(p + n) : load_first(p + n, used); };
+  const auto at = [&](const float* p) { return load_up_to(p + n, used); };
   const V bias = at(layer.bias);
   const int32_t zero = zero_point(layer);
   V value = __builtin_convertvector(load(sums) - splat(zero * row.sums[0]), V);

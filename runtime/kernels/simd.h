@@ -51,6 +51,13 @@ static inline V load_first(const float* p, int64_t n) {
 #endif
 }
 
+// As many lanes as n says, all of them if it says more.
+static inline V load_up_to(const float* p, int64_t n) { return n >= kLanes ? load(p) : load_first(p, n); }
+static inline void store_up_to(float* p, V v, int64_t n) {
+  if (n >= kLanes) return store(p, v);
+  for (int64_t i = 0; i < n; i++) p[i] = v[i];
+}
+
 // The lanes whose bit is set, zeros in the others; nothing else is read.
 static inline V load_masked(const float* p, uint32_t lane_bits) {
   if (lane_bits == (1u << kLanes) - 1) return load(p);

@@ -69,7 +69,7 @@ struct SparseConvTile {
   int64_t pixels() const { return call->out_height * call->out_width; }
   int64_t used(int64_t v) const { return min_of(kLanes, call->staged.outputs - v * kLanes); }
   V of_outputs(const float* values, int64_t v) const {
-    return used(v) == kLanes ? load(values + v * kLanes) : load_first(values + v * kLanes, used(v));
+    return load_up_to(values + v * kLanes, used(v));
   }
 
   void start() {

@@ -41,6 +41,11 @@ struct SparseInputs {
     return count;
   }
 
+  // A bit for each of the first n of a vector's inputs that is not 0; a NaN is not.
+  static uint32_t not_zero(const float* x, int64_t n) {
+    return ~bits(reinterpret_cast<I>(load_up_to(x, n) == V{})) & (~0u >> (32 - kLanes));
+  }
+
   // Adds a row's inputs that are not 0 to the survivors.
   static void count_task(void* user, size_t index) {
     auto& inputs = *static_cast<SparseInputs*>(user);
@@ -48,8 +53,7 @@ struct SparseInputs {
     const float* const x = inputs.call->x + (inputs.first + static_cast<int64_t>(index)) * depth;
     int64_t count = 0;
     for (int64_t k = 0; k < depth; k += kLanes) {
-      const V value = depth - k >= kLanes ? load(x + k) : load_first(x + k, depth - k);
-      count += __builtin_popcount(~bits(reinterpret_cast<I>(value == V{})) & (~0u >> (32 - kLanes)));
+      count += __builtin_popcount(not_zero(x + k, depth - k));
     }
     inputs.survivors.fetch_add(count, std::memory_order_relaxed);
   }
@@ -79,9 +83,7 @@ struct SparseInputs {
     for (int64_t k = begin; k < end; k += kLanes) {
       uint32_t some = 0;
       for (int64_t r = 0; r < rows; r++) {
-        const float* at = call->x + (first + r) * depth + k;
-        const I zero = reinterpret_cast<I>((end - k >= kLanes ? load(at) : load_first(at, end - k)) == V{});
-        const uint32_t alive = ~bits(zero) & (~0u >> (32 - kLanes));  // a NaN is not 0
+        const uint32_t alive = not_zero(call->x + (first + r) * depth + k, end - k);
         some |= alive;
         count[r] = put(alive, k, lists + r * depth + begin, count[r]);
       }
@@ -161,13 +163,11 @@ struct SparseResults {
   int64_t first;  // row of X
 
   V begin(int64_t n, int64_t used) const {
-    return used == kLanes ? load(call->bias + n) : load_first(call->bias + n, used);
+    return load_up_to(call->bias + n, used);
   }
 
   void end(int64_t row, int64_t n, int64_t used, V sum) const {
-    float* const y = call->y + (first + row) * call->columns + n;
-    if (used == kLanes) return store(y, sum);
-    for (int64_t i = 0; i < used; i++) y[i] = sum[i];
+    store_up_to(call->y + (first + row) * call->columns + n, sum, used);
   }
 };
 
