@@ -8,8 +8,10 @@ from pathlib import Path
 MODELS = Path(__file__).resolve().parents[2] / "sample_models"
 #: Drops that tables are read at.
 TARGETS = (0.001, 0.01)
-#: Validation drops that a candidate is chosen for, each; test data are run on those candidates alone.
-CHOSEN_AT = (0.001, 0.003, 0.01)
+#: Drops that ours is searched for, and its time is told for.
+SEARCHED_AT = (0.001, 0.003, 0.01)
+#: Drops that a candidate is chosen for, each; test data are run on those candidates alone.
+CHOSEN_AT = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-from benchmarks.accuracy.cases import CHOSEN_AT
+from benchmarks.accuracy.cases import CHOSEN_AT, SEARCHED_AT
 from benchmarks.accuracy.points import Point, Result, Score, SimulatedScorer, chosen
 from benchmarks.accuracy.samples import Samples
 from benchmarks.accuracy.simulated import K, Rule, Simulated, fits_check, simulate
@@ -28,7 +28,7 @@ from exprune_cli.sensitivity import measure_sensitivity
 from exprune_cli.sites import Calibration, Site, SitePlan
 
 #: Candidates of a tuner's front that are scored on validation data.
-_CANDIDATES = 14
+_CANDIDATES = 28
 
 
 @dataclass
@@ -103,16 +103,17 @@ def ours(bench: Bench, skip_zeros: bool = True) -> list[Result]:
         return points[at]
 
     spent = []
-    for target in sorted(CHOSEN_AT, reverse=True):
+    others = [target for target in CHOSEN_AT if target not in SEARCHED_AT]
+    for target in [*sorted(SEARCHED_AT, reverse=True), *others]:
         boldest(
             range(len(steps)), lambda at, target=target: point(at).validation.limit(bench.ahead) <= target
         )
         spent.append(bench.seconds + time.process_time() - start)
     tried = [points[at] for at in sorted(points)]
-    alone, seconds = spent[0], spent[-1]
+    alone, seconds = spent[0], spent[len(SEARCHED_AT) - 1]
     for one in chosen(tried, bench.ahead):
         one.test = _score(bench, one.setting, bench.test, bench.dense_test)
-    note = f"{len(tried)} of {len(steps)} steps of the knob; for {max(CHOSEN_AT):.0%} alone {alone:.0f} s"
+    note = f"{len(tried)} of {len(steps)} steps of the knob; for {max(SEARCHED_AT):.0%} alone {alone:.0f} s"
     name = "ours" if skip_zeros else "ours, all inputs multiplied"
     return [Result(name, tried, seconds, note)]
 
@@ -122,7 +123,7 @@ def _score(bench: Bench, plans: Mapping[str, SitePlan], samples: Samples, dense_
     gate = Gate(0.0, None, bench.metric)
     found = evaluate(bench.model, bench.sites, plans, samples.data, gate, bench.baseline, threads=1)
     error = samples.standard_error(found.losses, bench.unit)
-    return Score(1 - found.flops / dense_flops, found.drop.mean, _changed(found), error)
+    return Score(1 - found.flops / dense_flops, found.drop.mean, _changed(found), error, samples.draws)
 
 
 def _changed(found: Candidate) -> float:

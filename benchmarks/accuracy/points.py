@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtri, stdtrit
 
 from benchmarks.accuracy.cases import CHOSEN_AT
 from benchmarks.accuracy.samples import Samples
@@ -33,23 +33,27 @@ class Score:
         drop: Mean drop of the metric.
         changed: Share of changed predictions.
         error: Standard error of ``drop``, originals being independent of each other.
+        draws: How many originals ``error`` is from; 0 for any number.
     """
 
     cut: float
     drop: float
     changed: float
     error: float = 0.0
+    draws: int = 0
 
     def limit(self, ahead: float) -> float:
         """The drop that choices are made by: an upper limit, at :data:`LEVEL`, of a drop elsewhere.
 
         Where pruning gains on these samples it is held to lose nothing: of many candidates some are lucky.
+        Of few originals the standard error is itself uncertain: Student's quantile stands for the normal one.
 
         Args:
             ahead: Standard error of a drop that is foretold by this one, in terms of this one's: 1 for the
                 expected drop, more for that on other samples, see :meth:`Samples.ahead`.
         """
-        return max(self.drop, 0.0) + float(ndtri(LEVEL)) * ahead * self.error
+        quantile = float(stdtrit(self.draws - 1, LEVEL) if self.draws > 1 else ndtri(LEVEL))
+        return max(self.drop, 0.0) + quantile * ahead * self.error
 
 
 @dataclass
@@ -129,4 +133,6 @@ class SimulatedScorer:
         )
         losses = scorer.baseline_scores - scorer.scores
         error = self._samples.standard_error(losses, self.unit)
-        return Score(saved / self.dense, float(np.mean(losses)), 1 - scorer.agreement, error)
+        return Score(
+            saved / self.dense, float(np.mean(losses)), 1 - scorer.agreement, error, self._samples.draws
+        )

@@ -26,6 +26,11 @@ class Samples:
         """Samples in the set."""
         return len(self.data)
 
+    @property
+    def draws(self) -> int:
+        """How many groups there are."""
+        return len(np.unique(self.groups))
+
     def split(self, fraction: float, seed: int) -> tuple[Samples, Samples]:
         """Two sets without a common group; ``fraction`` of the groups go to the first."""
         every = np.unique(self.groups)
@@ -58,8 +63,7 @@ class Samples:
         Returns:
             The factor on the standard error: ``other`` has one too, larger the fewer groups there are.
         """
-        ours, theirs = (len(np.unique(part.groups)) for part in (self, other))
-        return float(np.sqrt(1 + ours / theirs))
+        return float(np.sqrt(1 + self.draws / other.draws))
 
     def _at(self, positions: np.ndarray) -> Samples:
         positions = np.sort(positions)
