@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp, ndtri
+from scipy.special import logsumexp, stdtrit
 
 #: One-sided level at which a drop is verified when no ``--confidence`` asks for a certificate.
 VERIFY_LEVEL = 0.95
@@ -24,7 +24,7 @@ class Drop:
 
     Attributes:
         mean: Mean loss over the samples.
-        upper: Its upper limit: normal, one-sided, at :data:`VERIFY_LEVEL`.
+        upper: Its upper limit: Student's, one-sided, at :data:`VERIFY_LEVEL`.
         p_value: Of the hypothesis that the expected drop is larger than allowed.
         samples: How many samples.
     """
@@ -51,8 +51,8 @@ def judge(losses: np.ndarray, max_drop: float, *, bounded: bool = True, unit: fl
         return Drop(mean, math.inf, 1.0, count)
     # A sample without any change says that changes are rare, not that there are none:
     # one further sample, with half of its positions changed at random, keeps the limit above zero.
-    spread = math.sqrt((float(np.var(losses, ddof=1)) * (count - 1) + 0.25 * unit / count) / count)
-    upper = mean + float(ndtri(VERIFY_LEVEL)) * spread / math.sqrt(count)
+    spread = math.sqrt(float(np.var(losses, ddof=1)) + 0.25 * unit / count**2)
+    upper = mean + float(stdtrit(count - 1, VERIFY_LEVEL)) * spread / math.sqrt(count)
     return Drop(mean, upper, betting_p_value(losses, max_drop) if bounded else 1.0, count)
 
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 
 from exprune_cli.errors import ExpruneError
@@ -25,7 +26,6 @@ from exprune_cli.timing import (
     SiteTimer,
     SiteTiming,
     cache_filler,
-    input_rank,
     last_cache_bytes,
     site_inputs,
     thread_counts,
@@ -133,12 +133,14 @@ def keep_faster(
         meant = _meant_rows(site, every[0], feeds[0], batch)
         if rows_vary(site, shapes):
             own = with_rows(every, meant, site.transposed_input)
+        # As it is at run time: of an operator that ONNX does not define, no shape is known before.
+        rank = max(2, np.ndim(own[0]["in_0"]))
         # Lossless forms first: one that loses outputs has to bring something for them.
         for plan in sorted((plan for plan in options[site.name] if plan.staged), key=is_lossy):
             worst: SiteTiming | None = None
             safe = plan
             for threads in counts:
-                timer = SiteTimer(model, site, plan, input_rank(site, shapes), evict=evict, threads=threads)
+                timer = SiteTimer(model, site, plan, rank, evict=evict, threads=threads)
                 timing = timer.time(own, seconds)
                 if worst is None or timing.speedup < worst.speedup:
                     worst = timing

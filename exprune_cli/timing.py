@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from exprune_cli.dense_layer import end_nodes, linear_nodes, result_types
 from exprune_cli.model import Model, load
 from exprune_cli.rewrite import rewrite
 from exprune_cli.sessions import REST, Feeds, open_session, run
-from exprune_cli.shapes import Dims
 from exprune_cli.site_values import SiteValues, read_by
 from exprune_cli.sites import Site, SitePlan
 from exprune_cli.weights import in_memory
@@ -261,11 +260,3 @@ def _cut_out(model: Model, site: Site, rank: int) -> onnx.ModelProto:
     del proto.opset_import[:]
     proto.opset_import.extend(model.proto.opset_import)
     return proto
-
-
-def input_rank(site: Site, shapes: Mapping[str, Dims]) -> int:
-    """Rank of a site's input; 2 where a Gemm's or MatMul's is unknown."""
-    if site.conv:
-        return 2 + len(site.conv.kernel)
-    shape = shapes.get(site.input)
-    return 2 if shape is None else max(2, len(shape))

@@ -273,3 +273,22 @@ def test_timings_on_all_cores():
     assert timing.threads == 0
     assert 0 < timing.staged_us < 1e6 and 0 < timing.dense_us < 1e6
     assert thread_counts() == ((1,) if processors() == 1 else (1, 0))
+
+
+@pytest.mark.skipif(not runtime_available(), reason="the native runtime is not built")
+def test_a_site_behind_an_operator_of_onnx_runtime_alone_is_timed():
+    """Nothing tells the shape of what it reads: it is timed on inputs of the rank that they have."""
+    rng = np.random.default_rng(0)
+    proto = build(
+        "g (float[N, 1, 64] x) => (float[N, 1, 256] y) { e = Elu (x) a = MatMul (e, w) y = Relu (a) }",
+        {"w": rng.standard_normal((64, 256)).astype(np.float32)},
+    )
+    proto.graph.node[0].op_type, proto.graph.node[0].domain = "Gelu", "com.microsoft"
+    proto.graph.node[0].ClearField("attribute")
+    proto.opset_import.add(domain="com.microsoft", version=1)
+    model = load(proto)
+    (site,) = match(model).sites
+    assert site.input not in infer_shapes(model.proto)
+    feeds = [{"x": rng.standard_normal((2, 1, 64)).astype(np.float32)} for _ in range(3)]
+    _, timings = never_slower.keep_faster(model, [site], {site.name: [plan_quantized(site)]}, feeds)
+    assert timings[site.name].dense_us > 0
