@@ -12,6 +12,7 @@ from exprune_cli.block_plans import exact_plans, with_blocks
 from exprune_cli.errors import GateError
 from exprune_cli.match import Matches
 from exprune_cli.measure import Baseline
+from exprune_cli.metrics import metric_for
 from exprune_cli.model import Model
 from exprune_cli.planning.allocation import OFFERS, Knob, allocate
 from exprune_cli.planning.planner import BUDGETS, plan
@@ -88,7 +89,7 @@ def lossy_plans(job: Job, record: Record, max_drop: float | None, gate: Gate) ->
             "every sample of --data was used by the calibration: none is left to verify the drop: "
             "give others, or calibrate with fewer (--max-samples)"
         )
-    steps, sites = _knob(job, record.test), job.matches.sites
+    steps, sites = _knob(job, record.test, gate), job.matches.sites
     if gate.confidence is not None:
         # What timing drops after the walk would have to be tested again on the same samples, which
         # breaks the level. So every step is timed before it is tested; timings know no losses.
@@ -175,7 +176,7 @@ def _along(job: Job, test: str, budgets: Sequence[float] = BUDGETS) -> list[dict
     return with_blocks(job.model, sites, steps, budgets, job.calibration, seen, job.seed, report)
 
 
-def _knob(job: Job, test: str) -> Sequence[dict[str, SitePlan]]:
+def _knob(job: Job, test: str, gate: Gate) -> Sequence[dict[str, SitePlan]]:
     """Plans of all sites along the knob, from the safest; sites that cannot be faster stay dense."""
     sites, calibration = job.matches.sites, job.calibration
     # Under ``latency`` one budget goes for all sites: a price per microsecond needs a time for every offer.
@@ -192,7 +193,8 @@ def _knob(job: Job, test: str) -> Sequence[dict[str, SitePlan]]:
         return steps
     assert job.probe is not None and calibration is not None
     show = job.progress.counter("measuring sensitivity") if job.progress is not None else None
-    sensitivity = measure_sensitivity(job.model, sites, steps, job.probe, progress=show)
+    labelled = metric_for(gate.metric, job.probe.has_labels).name == "accuracy"
+    sensitivity = measure_sensitivity(job.model, sites, steps, job.probe, progress=show, labelled=labelled)
     if sensitivity is None:
         return steps
     return allocate(sites, calibration, steps, sensitivity)

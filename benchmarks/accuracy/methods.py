@@ -91,7 +91,8 @@ def ours(bench: Bench, skip_zeros: bool = True) -> list[Result]:
     steps = plan(sites, calibration, "calibrated", OFFERS, skip_zeros=skip_zeros)
     if not skip_zeros and not zeros_skipped(bench):
         return []
-    sensitivity = measure_sensitivity(model, sites, steps, bench.seen.data, threads=1)
+    labelled = bench.metric is None and bench.seen.data.has_labels
+    sensitivity = measure_sensitivity(model, sites, steps, bench.seen.data, threads=1, labelled=labelled)
     steps = steps if sensitivity is None else allocate(sites, calibration, steps, sensitivity)
     steps = [plan(sites, calibration, "bound", [0.0], skip_zeros=skip_zeros)[0], *steps]  # what costs nothing
 

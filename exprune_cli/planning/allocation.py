@@ -14,6 +14,11 @@ Errors of ReLU sites add up as mean squares of the output, those of an ArgMax he
 Both are counted in changed predictions: for margins that have the density ``d`` at zero, an error of
 mean square ``S`` on the margin changes ``d sqrt(S / (2 pi))`` of them (half of the normal error's mean
 absolute value, to first order).
+
+With labels a changed prediction is not a lost one. At a tie a label names the winner as often as the second, so
+that swaps there lose nothing; the difference grows with the margin ``m`` as ``k m``, and the same error loses an
+accuracy of ``d k S / 4``, the integral over ``m`` of ``d k m`` times the normal error's tail. A head that drops the
+winner does so whatever its margin, also where it is right for sure: it loses the difference over all rows.
 """
 
 from __future__ import annotations
@@ -47,10 +52,15 @@ class Sensitivity:
             were measured to make. In between they follow a power of the share; they start linearly.
         density: Of the margins at zero, where predictions are compared; None where values are: a loss
             is then the root of the mean square, relative to the values'.
+        swap: Accuracy lost per swapped prediction and margin, near ties (``k``), where predictions are compared
+            with labels; else None.
+        row: Accuracy lost on new data per row of a head whose winner is dropped on its own; 1 without labels.
     """
 
     errors: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     density: float | None
+    swap: float | None = None
+    row: float = 1.0
 
     def square(self, site: str, lost: np.ndarray) -> np.ndarray:
         """Mean square of the output's error at these lost shares; 0 for a site that was not measured."""
@@ -68,15 +78,21 @@ class Sensitivity:
 
     def loss(self, square: float) -> float:
         """Predicted loss of an output error of this mean square."""
+        if self.swap is not None:
+            return self._scale * square
         return self._scale * float(np.sqrt(square))
 
     def slope(self, square: float) -> float:
         """Derivative of :meth:`loss`."""
+        if self.swap is not None:
+            return self._scale
         return self._scale / (2 * float(np.sqrt(square)) + 1e-30)
 
     @property
     def _scale(self) -> float:
-        return 1.0 if self.density is None else self.density / float(np.sqrt(2 * np.pi))
+        if self.density is None:
+            return 1.0
+        return self.density / float(np.sqrt(2 * np.pi)) if self.swap is None else self.density * self.swap / 4
 
 
 def saved_flops(site: Site, plan: SitePlan, rows: float) -> float:
@@ -267,10 +283,10 @@ def _merge(
     while first < len(squares) or second < len(rows):
         slope = sensitivity.slope(max(square, _LEAST_SQUARE))
         if first == len(squares) or (
-            second < len(rows) and rows[second].price <= squares[first].price * slope
+            second < len(rows) and rows[second].price * sensitivity.row <= squares[first].price * slope
         ):
             moves.append(rows[second])
-            changed += rows[second].lost
+            changed += rows[second].lost * sensitivity.row
             second += 1
         else:
             moves.append(squares[first])

@@ -184,3 +184,29 @@ def test_a_walk_is_a_bounded_part_of_the_knob(max_drop: float) -> None:
     assert walked[-1] > 150 * walked[0]  # two orders of magnitude in as many steps, whatever the knob's own
     if 0.001 <= max_drop <= 0.01:
         assert walked[0] < max_drop / 5 and walked[-1] > max_drop
+
+
+def test_the_more_a_head_s_row_counts_the_later_it_is_pruned() -> None:
+    sites = [_site("a"), _site("head", "argmax")]
+    plans = _offers(sites, 3)
+
+    def moved(row: float) -> list[int]:
+        """After how many moves of other sites each plan of the head is taken."""
+        sensitivity = Sensitivity({"a": ([0.01], [0.001])}, 1.0, 1.0, row)
+        knob = list(allocate(sites, _calibration(sites), plans, sensitivity))
+        return [i for i, (b, a) in enumerate(itertools.pairwise(knob)) if b["head"] is not a["head"]]
+
+    early, late = moved(0.01), moved(0.9)
+    assert len(early) == len(late) and all(e <= n for e, n in zip(early, late, strict=True)) and early != late
+
+
+def test_with_labels_the_loss_is_what_normal_errors_swap() -> None:
+    """Margins and errors drawn: what is lost where the second wins, on a line through zero at the tie."""
+    rng = np.random.default_rng(0)
+    most, error, slope = 4.0, 0.5, 0.2
+    margins = rng.uniform(0, most, 2_000_000)
+    swapped = margins + error * rng.standard_normal(len(margins)) < 0
+    lost = float(np.mean(swapped * slope * margins))
+    sensitivity = Sensitivity({}, 1 / most, slope)
+    assert sensitivity.loss(error**2) == pytest.approx(lost, rel=0.02)
+    assert sensitivity.slope(error**2) * error**2 == pytest.approx(sensitivity.loss(error**2))

@@ -15,19 +15,58 @@ from exprune_cli.planning.allocation import OFFERS
 from exprune_cli.planning.planner import plan
 from exprune_cli.planning.relu import output_weights
 from exprune_cli.sensitivity import decisive_outputs, measure_sensitivity
-from tests.models import cnn, mlp
+from tests.models import cnn, mlp, run
 
 
-def _measured(tmp_path: Path, proto: onnx.ModelProto, shape: tuple[int, ...]):
+def _measured(tmp_path: Path, proto: onnx.ModelProto, shape: tuple[int, ...], label=None):
     onnx.save(proto, tmp_path / "m.onnx")
     model = load(tmp_path / "m.onnx")
     (tmp_path / "d").mkdir()
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    np.savez(tmp_path / "d" / "x.npz", x=x)
+    labels = {} if label is None else {"label": label(x)}
+    np.savez(tmp_path / "d" / "x.npz", x=x, **labels)
     data = open_data(tmp_path / "d", model.proto)
     sites = match(model).sites
     steps = plan(sites, observe(model, sites, data), "calibrated", OFFERS)
-    return sites, measure_sensitivity(model, sites, steps, data)
+    return sites, measure_sensitivity(model, sites, steps, data, labelled=label is not None)
+
+
+def test_what_labels_lose_where_the_second_wins(tmp_path: Path) -> None:
+    proto = mlp()
+    shown = onnx.ModelProto()
+    shown.CopyFrom(proto)
+    shown.graph.output.add(name="p", type=onnx.helper.make_tensor_type_proto(1, None))
+
+    def best_two(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores = run(shown, x=x)[1]
+        margins = np.diff(np.sort(scores, axis=1)[:, -2:], axis=1)[:, 0]
+        return scores.argsort(axis=1)[:, -2:].T, margins
+
+    def always_right(x: np.ndarray) -> np.ndarray:
+        return best_two(x)[0][1]
+
+    def second_near_ties(x: np.ndarray) -> np.ndarray:
+        (second, first), margins = best_two(x)
+        near = margins <= np.quantile(margins, 0.2)
+        return np.where(near & (np.arange(len(x)) % 2 == 0), second, first)
+
+    found = []
+    for at, label in enumerate((always_right, second_near_ties)):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        _, sensitivity = _measured(folder, proto, (2000, 64), label)
+        assert sensitivity is not None and sensitivity.swap is not None
+        found.append(sensitivity)
+    right, chance = found
+    assert right.row == 10.0  # ten times as many rows of new data
+    assert 6.0 < chance.row < 9.5  # right on 90 %, second on 10 %
+    # By chance near ties: what is lost there is no more than the standard error tells.
+    assert 0 < chance.swap < right.swap * 0.8
+
+
+def test_without_labels_predictions_are_compared_with_the_model_s_own(tmp_path: Path) -> None:
+    _, found = _measured(tmp_path, mlp(), (200, 64))
+    assert found is not None and found.swap is None and found.row == 1.0
 
 
 def test_scores_before_an_argmax(tmp_path: Path) -> None:
