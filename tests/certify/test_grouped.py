@@ -101,7 +101,7 @@ def test_too_few_groups_are_told_before_anything_is_computed(tmp_path: Path) -> 
     # As many samples that are in no groups might be enough: these are tried.
     plain = _store(tmp_path / "plain", 40, 1, grouped=False)
     with pytest.raises(
-        GateError, match="cannot be certified at 0.95 on 132 held-out samples: allow a larger"
+        GateError, match="cannot be certified at 0.95 on 132 held-out samples: the safest plan that was tried"
     ):
         api.optimize(
             tmp_path / "mlp.onnx",
