@@ -36,8 +36,8 @@ _LEAST, _MOST = 24, 128
 _SCORES = 2**24
 #: Of the rows, those with the least margins: they say how many margins there are at zero, and what a swap loses.
 _SHARE = 0.1
-#: What a head loses of new rows over what it loses of those that its margins are fitted to. Alone and on files that it
-#: was not fitted to, relu_lm's lost 3 to 19 times as many where it lost 0.1 % or more of its own.
+#: What a head loses of new rows over what it loses of those that its margins are fitted to. An order of magnitude, set
+#: on validation data of relu_lm, whose calibration samples are of few files; not measured for a model.
 _NEW_ROWS = 10.0
 
 Plans = Mapping[str, SitePlan]
@@ -107,30 +107,32 @@ def measure_sensitivity(
     for name, points in measured.items():
         squares = np.maximum.accumulate([max(error, least * lost) for lost, error in points])
         errors[name] = ([lost for lost, _ in points], [float(value) for value in squares])
-    labels = _accuracy_lost(outputs[0], before[0], batches) if labelled and margins is not None else None
-    return Sensitivity(errors, density) if labels is None else Sensitivity(errors, density, *labels)
+    costs = None
+    if labelled and margins is not None:
+        costs = _accuracy_lost(outputs[0], before[0], margins, batches)
+    return Sensitivity(errors, density, *(costs or ()))
 
 
 def _accuracy_lost(
-    output: _Output, scores: Sequence[np.ndarray], batches: Sequence[Batch]
+    output: _Output, scores: Sequence[np.ndarray], margins: Sequence[np.ndarray], batches: Sequence[Batch]
 ) -> tuple[float, float] | None:
     """Accuracy lost where the second best wins: per margin near ties, and per row of a head.
 
     A row loses 1 if its label names the winner, -1 if it names the second. Near ties that is a line through
     zero, fitted by least squares. None without labels for every row.
     """
-    assert output.axis is not None
-    lost, margins = [], np.concatenate(_margins(output, scores, scores)).astype(np.float64)
+    lost = []
     for score, batch in zip(scores, batches, strict=False):  # scores may have stopped early
-        rows = np.moveaxis(score, output.axis, -1).reshape(-1, score.shape[output.axis])
+        rows = _by_class(output, score)
         if batch.label is None or batch.label.size != len(rows) or rows.shape[1] < 2:
             return None
         second, first = np.argsort(rows, axis=1, kind="stable")[:, -2:].T
         names = batch.label.reshape(-1)
         lost.append((names == first).astype(np.float64) - (names == second))
     every = np.concatenate(lost)
-    near = margins <= np.quantile(margins, _SHARE)
-    products, squares = every[near] * margins[near], float(np.square(margins[near]).sum()) + 1e-30
+    leads = np.concatenate(list(margins)).astype(np.float64)
+    near = leads <= np.quantile(leads, _SHARE)
+    products, squares = every[near] * leads[near], float(np.square(leads[near]).sum()) + 1e-30
     # Neither is known better than its standard error.
     swap = max(float(products.sum()), float(np.sqrt(np.square(products).sum()))) / squares
     row = max(float(every.mean()), float(np.sqrt(np.square(every).mean() / len(every))))
@@ -192,16 +194,19 @@ def _run(
     return result if result[0] else []
 
 
+def _by_class(output: _Output, scores: np.ndarray) -> np.ndarray:
+    """``[R, C]``: scores of a run, the class axis last."""
+    assert output.axis is not None
+    return np.moveaxis(scores, output.axis, -1).reshape(-1, scores.shape[output.axis])
+
+
 def _margins(
     output: _Output, scores: Sequence[np.ndarray], winners: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
     """By how much the class that wins in ``winners`` leads in ``scores``, one array per run."""
-    assert output.axis is not None
     result = []
     for ours, theirs in zip(scores, winners, strict=True):
-        ours, theirs = (
-            np.moveaxis(a, output.axis, -1).reshape(-1, a.shape[output.axis]) for a in (ours, theirs)
-        )
+        ours, theirs = _by_class(output, ours), _by_class(output, theirs)
         winner = theirs.argmax(axis=1)
         at = np.arange(len(winner))
         own = ours[at, winner]

@@ -17,6 +17,7 @@ from exprune_cli.certify import boldest
 from exprune_cli.flops import nonzero_share
 from exprune_cli.match import match
 from exprune_cli.measure import Baseline
+from exprune_cli.metrics import metric_for
 from exprune_cli.model import Model
 from exprune_cli.observe import observe
 from exprune_cli.planning.allocation import OFFERS, allocate, rows_per_sample
@@ -91,7 +92,7 @@ def ours(bench: Bench, skip_zeros: bool = True) -> list[Result]:
     steps = plan(sites, calibration, "calibrated", OFFERS, skip_zeros=skip_zeros)
     if not skip_zeros and not zeros_skipped(bench):
         return []
-    labelled = bench.metric is None and bench.seen.data.has_labels
+    labelled = metric_for(bench.metric, bench.seen.data.has_labels).name == "accuracy"
     sensitivity = measure_sensitivity(model, sites, steps, bench.seen.data, threads=1, labelled=labelled)
     steps = steps if sensitivity is None else allocate(sites, calibration, steps, sensitivity)
     steps = [plan(sites, calibration, "bound", [0.0], skip_zeros=skip_zeros)[0], *steps]  # what costs nothing

@@ -145,8 +145,8 @@ class Knob(Sequence[dict[str, SitePlan]]):
     """Plans of all sites along the knob, from the safest to the boldest.
 
     Attributes:
-        losses: What each step is predicted to lose, rising: a share of changed predictions, or the relative
-            error of the outputs. Predictions can be too low by an order of magnitude.
+        losses: What each step is predicted to lose, rising: accuracy where labels are compared, else a share of
+            changed predictions, or the relative error of the outputs. Predictions can be too low by an order of magnitude.
     """
 
     def __init__(
@@ -274,7 +274,8 @@ def _merge(
 ) -> tuple[list[_Move], list[float]]:
     """Moves of ReLU sites and of heads in one order, and the predicted loss before and after each.
 
-    Prices are mean squares per FLOP here and rows per FLOP there: the slope of the root makes the one the other.
+    Prices are mean squares per FLOP here and rows per FLOP there: the loss has a slope for the one, and a cost of a
+    row for the other.
     """
     moves: list[_Move] = []
     losses = [0.0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib
 from pathlib import Path
 
 import pytest
@@ -29,4 +29,8 @@ def test_imported_names_exist(path: Path) -> None:
 def _exists(module: str, name: str) -> bool:
     if hasattr(importlib.import_module(module), name):
         return True
-    return importlib.util.find_spec(f"{module}.{name}") is not None
+    try:
+        importlib.import_module(f"{module}.{name}")
+    except ModuleNotFoundError:
+        return False
+    return True
