@@ -170,6 +170,7 @@ def optimize(
     top_k: Sequence[str] = (),
     batch: int | None = None,
     measure: bool = True,
+    fuse: bool = True,
     dry_run: bool = False,
     seed: int = 0,
     allow_random: bool = False,
@@ -194,6 +195,8 @@ def optimize(
             (``OUTPUT_values``, ``OUTPUT_indices``) instead of all values.
         batch: The batch size that the model is meant for.
         measure: Whether timings on this machine may decide what is staged.
+        fuse: Whether operators around the sites may be fused, where timings say that it is faster: equal
+            results up to rounding.
         dry_run: Do everything but write.
         seed: Seed of everything that is drawn.
         allow_random: Plan on random numbers where there are no samples; nothing is verified then, and the
@@ -236,6 +239,7 @@ def optimize(
         top_k=tuple(top_k),
         batch=batch,
         measure=measure,
+        fuse=fuse,
         seed=seed,
         progress=progress,
     )

@@ -43,7 +43,7 @@ class Job:
 
     ``probe`` are samples to plan on, apart from ``held_out``; ``settled`` are the plans of sites whose form
     does not depend on the knob any more; ``quantized`` holds the lossless plans that were made so far;
-    ``tried`` is what was measured on ``held_out``.
+    ``tried`` is what was measured on ``held_out``; ``original`` is the user's model, where ``model`` is a fused form.
     """
 
     model: Model
@@ -60,6 +60,11 @@ class Job:
     seed: int = 0
     timings: dict[str, SiteTiming] = field(default_factory=dict)
     tried: list[Candidate] = field(default_factory=list)
+    original: Model | None = None
+
+    def baseline(self) -> Baseline:
+        """What the staged model's results are compared with."""
+        return Baseline((self.original or self.model).proto)
 
 
 def lossless_plans(job: Job, test: str = "bound") -> Mapping[str, SitePlan]:
@@ -104,18 +109,26 @@ def lossy_plans(job: Job, record: Record, max_drop: float | None, gate: Gate) ->
             job.progress,
             lambda step: faster(job, step),
             job.tried,
+            job.baseline(),
         )
     else:
-        found = search(job.model, sites, steps, job.held_out, gate, job.progress, trail=job.tried)
+        found = search(
+            job.model,
+            sites,
+            steps,
+            job.held_out,
+            gate,
+            job.progress,
+            trail=job.tried,
+            baseline=job.baseline(),
+        )
     record.tried = remember(job.tried, gate, None)
     if found is not None:
         plans = found.plans
         if gate.confidence is None:
             plans = faster(job, found.plans)
         if any(plans[name] is not found.plans[name] for name in plans):
-            found = evaluate(
-                job.model, sites, plans, job.held_out, gate, Baseline(job.model.proto), job.progress
-            )
+            found = evaluate(job.model, sites, plans, job.held_out, gate, job.baseline(), job.progress)
             job.tried.append(found)
         if gate.holds(found.drop):
             record.quality = found.quality

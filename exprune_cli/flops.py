@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from exprune_cli.errors import ExpruneError
+from exprune_cli.functions import FUSED_DOMAIN
 from exprune_cli.record import SiteRecord
 from exprune_cli.staged_nodes import DOMAIN, weight_input
 
@@ -71,6 +72,8 @@ def counted_tensors(node: onnx.NodeProto) -> list[str]:
     """Names of the tensors whose shapes :func:`node_flops` needs; empty for uncounted nodes."""
     if node.domain == DOMAIN:
         return [node.input[0], node.input[weight_input(node)], node.output[0]]
+    if node.domain == FUSED_DOMAIN and "Attention" in node.op_type:  # its result, and all keys
+        return list(node.output[:2])
     if node.domain not in ("", "ai.onnx"):
         return []
     if node.op_type in ("Conv", "ConvInteger"):
@@ -136,6 +139,9 @@ def _all_flops(node: onnx.NodeProto, shape_of: ShapeOf) -> int | None:
         shapes.append(shape)
     if node.domain == DOMAIN:
         return _staged_dense_flops(node, shapes)
+    if node.domain == FUSED_DOMAIN:  # scores, and the values' sum: a product per feature and key each
+        result, keys = shapes
+        return 4 * math.prod(result) * keys[-2]
     if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
         weight, out = shapes
         return 2 * math.prod(out) * math.prod(weight[1:])

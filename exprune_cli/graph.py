@@ -187,8 +187,12 @@ class ModelGraph:
 
     # --- back into the model -----------------------------------------------------------------
 
-    def graft(self, functions: Iterable[onnx.FunctionProto], domain: str) -> onnx.ModelProto:
+    def graft(self, functions: Iterable[onnx.FunctionProto], *domains: str) -> onnx.ModelProto:
         """The user's model with the edited nodes, everything else untouched.
+
+        Args:
+            functions: What the new nodes mean.
+            domains: Those of the new nodes.
 
         Initializers and ``Constant`` nodes that only removed nodes read are dropped.
         """
@@ -219,8 +223,10 @@ class ModelGraph:
         )
         # Model-local functions exist from IR version 8 on.
         proto.ir_version = max(proto.ir_version, 8)
-        if not any(o.domain == domain for o in proto.opset_import):
-            proto.opset_import.add(domain=domain, version=1)
+        known_domains = {opset.domain for opset in proto.opset_import}
+        for domain in domains:
+            if domain not in known_domains:
+                proto.opset_import.add(domain=domain, version=1)
         present = {(f.domain, f.name) for f in proto.functions}
         proto.functions.extend(f for f in functions if (f.domain, f.name) not in present)
         return proto
@@ -263,6 +269,11 @@ def _symbols(graph: onnx.GraphProto) -> Iterator[str]:
 
 def _read_names(graph: onnx.GraphProto) -> Iterator[str]:
     yield from _names_of(graph.node)
+
+
+def names_read(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of all tensors that a node reads, in its subgraphs too."""
+    yield from _names_of([node])
 
 
 def _names_of(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:

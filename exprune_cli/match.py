@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -111,6 +112,13 @@ def match(model: Model, exclude: Sequence[str] = (), progress: Counter | None = 
         refusals = [Refusal(s.name, s.op, s.rule, "opset", text) for s in sites] + refusals
         sites = []
     return Matches(sites, refusals, graph)
+
+
+def still_excluded(matches: Matches, model: Model) -> list[str]:
+    """Patterns that exclude in a changed form of a model what ``matches`` of the original say is excluded."""
+    names = {node.name or next(iter(node.output), "") for node in model.proto.graph.node}
+    excluded = [refusal.name for refusal in matches.refusals if refusal.code == "excluded"]
+    return [glob.escape(name) for name in excluded if name in names]
 
 
 def _is_linear(node: gs.Node) -> bool:

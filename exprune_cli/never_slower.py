@@ -26,7 +26,6 @@ from exprune_cli.timing import (
     SiteTimer,
     SiteTiming,
     cache_filler,
-    last_cache_bytes,
     site_inputs,
     thread_counts,
     with_rows,
@@ -121,7 +120,7 @@ def keep_faster(
     if progress is not None:
         progress.stage("timing sites", len(timed))
     weights = sum(site.outputs * site.groups * site.taps * 4 for site in sites)
-    evict = cache_filler() if weights > last_cache_bytes() // 2 else None
+    evict = cache_filler(weights)
     counts = thread_counts()
     seconds = min(_SITE_SECONDS, _SECONDS / max(1, len(timed))) / len(counts)
     inputs = site_inputs(model, timed, feeds)

@@ -11,8 +11,10 @@ import onnx
 from exprune_cli import __version__, never_slower
 from exprune_cli.choice import Job, lossless_plans, lossy_plans
 from exprune_cli.errors import UsageError
+from exprune_cli.fusing import fused_where_faster
+from exprune_cli.fusion import Fused
 from exprune_cli.labels import label
-from exprune_cli.match import Matches, match
+from exprune_cli.match import Matches, match, still_excluded
 from exprune_cli.metrics import metric_name
 from exprune_cli.model import Model
 from exprune_cli.planning.relu import dense
@@ -74,6 +76,7 @@ def optimize_model(
     top_k: Sequence[str] = (),
     batch: int | None = None,
     measure: bool = True,
+    fuse: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Optimized:
@@ -92,6 +95,7 @@ def optimize_model(
         top_k: ``OUTPUT=K``: returns the K best of an output's values instead of all.
         batch: Batch size that the model is meant for; the model's own or 1.
         measure: Whether ``latency`` may time sites on this machine.
+        fuse: Whether ``latency`` may fuse operators around the sites, where that is faster on this machine.
         seed: Of every random choice.
         progress: Where progress is shown.
 
@@ -125,6 +129,12 @@ def optimize_model(
     if objective == "latency" and matches.sites:
         job.latency, job.batch = True, batch or 1
         job.feeds = never_slower.timing_feeds(model, probe or data, batch or 1, seed) if measure else None
+    fused = Fused(model, {})
+    if fuse and job.feeds is not None:
+        fused = fused_where_faster(model, job.feeds, progress)
+        if fused.counts:
+            job.model, job.original = fused.model, model
+            job.matches = match(fused.model, still_excluded(matches, fused.model))
     record = Record(
         tool=f"exprune {__version__}",
         source_sha256=model.sha256,
@@ -141,9 +151,12 @@ def optimize_model(
             metric=metric_name(metric) if metric is not None else None,
             exclude=list(exclude),
             measure=None if measure else False,
+            fuse=None if fuse else False,
         ),
         calibration_samples=calibration.samples if calibration else None,
         random_data=calibration is not None and calibration.random,
+        fused=fused.counts,
+        fused_speedup=fused.speedup,
     )
     if record.test in LOSSY and matches.sites:
         plans = lossy_plans(job, record, max_drop, gate)
@@ -206,8 +219,10 @@ def _finish(
     job: Job, plans: Mapping[str, SitePlan], record: Record
 ) -> tuple[onnx.ModelProto, list[SiteRecord]]:
     """Rewrites, checks the whole model's speed, records, verifies."""
-    model, sites = job.model, job.matches.sites
-    proto, records = rewrite(model, sites, plans, counting(job.progress, "rewriting"))
+    model, sites = job.original or job.model, job.matches.sites
+    proto, records = rewrite(job.model, sites, plans, counting(job.progress, "rewriting"))
+    if proto is job.model.proto:
+        proto = model.proto  # what is fused around no site is the user's to fuse
     if kept(model.proto):
         # The codes are in the new model's file: a large model has room for them once.
         job.quantized.clear()
@@ -218,11 +233,14 @@ def _finish(
         speedup = never_slower.is_faster(model, proto, job.feeds, job.progress)
         if speedup < 1:
             reason = f"faster alone, but the whole model is slower here ({speedup:.2f}x)"
-            proto, records = rewrite(model, sites, {site.name: dense(site, reason) for site in sites})
+            _, records = rewrite(job.model, sites, {site.name: dense(site, reason) for site in sites})
+            proto = model.proto
     records = [never_slower.with_timing(r, job.timings) for r in records] + refusal_records(
         job.matches.refusals
     )
-    position = {n.name or next(iter(n.output), ""): i for i, n in enumerate(model.proto.graph.node)}
+    if proto is model.proto:
+        record.fused, record.fused_speedup = {}, None
+    position = {n.name or next(iter(n.output), ""): i for i, n in enumerate(job.model.proto.graph.node)}
     record.sites = sorted(records, key=lambda site: position.get(site.name, len(position)))
     if proto is not model.proto or record.top_k:
         proto = own(proto, model)

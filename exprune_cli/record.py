@@ -104,6 +104,9 @@ class Record:
         seed: Of all random choices; None in older files.
         options: Options of ``optimize`` that were given, by their names in Python.
         calibration_samples: How many samples calibrated it; None without, or in older files.
+        fused: Operators that took the place of others around the sites, how many of each type; see
+            :mod:`exprune_cli.fusion`.
+        fused_speedup: By how much these alone made the model faster, where it was made.
         random_data: Whether the samples that calibrated it were random numbers.
         tried: What was tried on held-out samples, see :class:`exprune_cli.report_data.Alternative`; at
             most :data:`MOST_TRIED`.
@@ -124,6 +127,8 @@ class Record:
     calibration_samples: int | None = None
     tried: list[dict[str, object]] = field(default_factory=list)
     random_data: bool = False
+    fused: dict[str, int] = field(default_factory=dict)
+    fused_speedup: float | None = None
 
 
 def write_record(proto: onnx.ModelProto, record: Record) -> None:

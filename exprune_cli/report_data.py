@@ -139,6 +139,8 @@ class Origin:
         calibration_samples: How many there were; None without, or in files that do not say.
         random_data: Whether they were random numbers, and say nothing of real data.
         top_k: Outputs that gave way to their K best.
+        fused: Operators that took the place of others around the sites, how many of each type.
+        fused_speedup: By how much these alone made the model faster where it was made; None without.
     """
 
     tool: str
@@ -152,6 +154,8 @@ class Origin:
     calibration_samples: int | None
     random_data: bool
     top_k: dict[str, int]
+    fused: dict[str, int]
+    fused_speedup: float | None
 
 
 @dataclass

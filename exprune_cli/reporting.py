@@ -113,6 +113,7 @@ def build_report(
         report.fidelity = Fidelity(**_known_fields(Fidelity, record.quality))
     if record is not None:
         report.notes += memory_notes(record)
+        report.notes += fused_notes(record)
         if record.random_data:
             report.notes.append(RANDOM_DATA)
     if record is not None and record.certificate:
@@ -134,6 +135,17 @@ def build_report(
         add_outlooks(report.sites, prospects.sites)
         report.outlook = summarise(report.sites, totals, report.refusals, prospects.samples)
     return report
+
+
+def fused_notes(record: Record) -> list[str]:
+    """What was fused around the sites, and what that alone brought."""
+    if not record.fused:
+        return []
+    what = ", ".join(f"{count} {op}" for op, count in record.fused.items())
+    alone = f", by that alone {record.fused_speedup:.2f}x as fast" if record.fused_speedup else ""
+    return [
+        f"fused around the sites: {what}{alone}; results are equal up to rounding (--no-fuse leaves them)"
+    ]
 
 
 def _environment() -> Environment:

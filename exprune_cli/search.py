@@ -185,6 +185,7 @@ def search(
     progress: Progress | None = None,
     prepare: Callable[[Plans], Plans] = lambda plans: plans,
     trail: list[Candidate] | None = None,
+    baseline: Baseline | None = None,
 ) -> Candidate | None:
     """Goes as far along the knob, end to end on held-out samples, as the gate holds.
 
@@ -200,13 +201,14 @@ def search(
         prepare: Changes the plans of a step before it is measured, never because of what was measured
             on ``held_out``: what is tested is then what is kept.
         trail: Gets every candidate that was tried.
+        baseline: What results are compared with, if not ``model``.
 
     Returns:
         The passing candidate that spends the fewest FLOPs, None if none passes.
     """
     count = len(held_out) if gate.confidence is not None else min(len(held_out), SEARCH_SAMPLES)
     samples = held_out.take(count, 0)
-    baseline = Baseline(model.proto)
+    reference = baseline or Baseline(model.proto)
     tried: dict[int, Candidate] = {}
 
     def holds(step: int) -> bool:
@@ -214,7 +216,7 @@ def search(
         if not any(plan.staged for plan in chosen.values()):
             return True
         stage = f"trying plans, round {len(tried) + 1}"
-        tried[step] = candidate = evaluate(model, sites, chosen, samples, gate, baseline, progress, stage)
+        tried[step] = candidate = evaluate(model, sites, chosen, samples, gate, reference, progress, stage)
         if trail is not None:
             trail.append(candidate)
         return gate.holds(candidate.drop)

@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 import onnx
+import onnx.inliner
 
 from exprune_cli.flops import ShapeOf
+from exprune_cli.functions import FUSED_DOMAIN
 from exprune_cli.model import model_inputs
 from exprune_cli.shapes import infer_shapes
 from exprune_cli.staged_nodes import DOMAIN, staged_view, weight_input
@@ -31,7 +33,7 @@ def static_shapes(proto: onnx.ModelProto, batch: int = 1) -> ShapeOf:
     Returns:
         A function from a tensor's name to its shape; None if any of its sizes is unknown.
     """
-    shapes = infer_shapes(_light_copy(proto, batch))
+    shapes = infer_shapes(_without_fused(_light_copy(proto, batch)))
 
     def shape_of(name: str) -> tuple[int, ...] | None:
         shape = shapes.get(name)
@@ -60,6 +62,14 @@ def zero_feeds(proto: onnx.ModelProto, batch: int = 1) -> dict[str, np.ndarray] 
             return None
         feeds[value.name] = np.zeros(shape, dtype)
     return feeds
+
+
+def _without_fused(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Fused operators spelled out: inside a function, shape inference does not follow shapes that are computed."""
+    fused = {node.op_type for node in proto.graph.node if node.domain == FUSED_DOMAIN}
+    if not fused:
+        return proto
+    return onnx.inliner.inline_selected_functions(proto, [(FUSED_DOMAIN, op) for op in sorted(fused)])
 
 
 def _light_copy(proto: onnx.ModelProto, batch: int) -> onnx.ModelProto:

@@ -1,8 +1,8 @@
 """Is a staged site faster than its dense layer, here and on these inputs? Timed in turn.
 
 A site is timed alone: its dense layer as ONNX Runtime would fuse it, against its staged node, on
-what the original model computes for the given inputs. Where the model does not fit the caches its
-weights are cold whenever a site runs, so they are made cold before every timed run. Whole-model
+what the original model computes for the given inputs. Where the model does not fit a cache its
+weights are out of it whenever a site runs, so they are put out of it before every timed run. Whole-model
 effects (layouts) are the caller's to check on the whole model.
 
 On several threads the two sides take turns in bursts, and each burst waits until the other session's
@@ -38,7 +38,7 @@ MARGIN = 1.03
 EXPECTED_SHARE = 0.65
 _PAIRS = (7, 60)  # least and most
 _BURST = 4  # timed runs in a row, on several threads
-_LAST_CACHE = 32 * 2**20  # bytes, where the system does not tell
+_INNER_CACHE, _LAST_CACHE = 2**20, 32 * 2**20  # bytes, where the system does not tell
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,32 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def last_cache_bytes() -> int:
-    """Size of the processor's largest cache."""
-    sizes = []
+def cache_sizes() -> list[int]:
+    """Sizes of the first processor's caches in bytes, rising; those of a common machine where it does not tell."""
+    sizes = set()
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()
         unit = {"K": 2**10, "M": 2**20}.get(text[-1:], 1)
         digits = text.rstrip("KM")
         if digits.isdigit():
-            sizes.append(int(digits) * unit)
-    return max(sizes, default=_LAST_CACHE)
+            sizes.add(int(digits) * unit)
+    return sorted(sizes) or [_INNER_CACHE, _LAST_CACHE]
 
 
-def cache_filler() -> np.ndarray:
-    """Floats that fill the largest cache twice."""
-    return np.ones(last_cache_bytes() // 2, np.float32)
+def cache_filler(weights: int) -> np.ndarray | None:
+    """Floats to read before each run of a layer, so that it finds its weights where the whole model would.
+
+    Args:
+        weights: Bytes of all layers' weights.
+
+    Returns:
+        What fills the largest cache twice, if the weights do not fit it well. If they do, but not the one before,
+        as much as the weights are: a layer's own then come from the largest cache. None if they stay in the inner one.
+    """
+    *inner, last = cache_sizes()
+    if weights > last // 2:
+        return np.ones(last // 2, np.float32)
+    return np.ones(weights // 4, np.float32) if weights > max(inner, default=0) else None
 
 
 class SiteTimer:

@@ -148,7 +148,9 @@ struct Signature {
   uint32_t int_inputs;  // bit i: input i is int64, otherwise float
   bool int_output;      // the first output is int64, otherwise float; all others are int64
   uint32_t byte_inputs = 0;  // bit i: input i is uint8
-  int outputs = 2;           // the last one, survivors, is optional
+  int outputs = 2;           // the last one is survivors, as a rule, which need not be asked for
+  uint32_t float_outputs = 0;  // bit i: output i > 0 is float
+  bool last_optional = true;
 };
 
 template <class Kernel>
@@ -166,11 +168,13 @@ struct Op : OrtCustomOp {
     };
     GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return Kernel::kSignature.outputs; };
     GetOutputType = [](const OrtCustomOp*, size_t i) {
+      if ((Kernel::kSignature.float_outputs >> i) & 1) return ort::kFloat;
       return i > 0 || Kernel::kSignature.int_output ? ort::kInt64 : ort::kFloat;
     };
     GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return ort::kRequired; };
     GetOutputCharacteristic = [](const OrtCustomOp*, size_t i) {
-      return i + 1 == static_cast<size_t>(Kernel::kSignature.outputs) ? ort::kOptional : ort::kRequired;
+      const bool last = i + 1 == static_cast<size_t>(Kernel::kSignature.outputs);
+      return last && Kernel::kSignature.last_optional ? ort::kOptional : ort::kRequired;
     };
     GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };
     GetVariadicInputMinArity = GetVariadicInputHomogeneity = GetVariadicOutputMinArity =
@@ -220,5 +224,7 @@ const OrtCustomOp* const* low_rank_ops(size_t* count);
 const OrtCustomOp* const* block_conv_ops(size_t* count);
 const OrtCustomOp* const* sparse_conv_ops(size_t* count);
 const OrtCustomOp* const* panel_conv_ops(size_t* count);
+const OrtCustomOp* const* attention_ops(size_t* count);
+const OrtCustomOp* const* residual_norm_ops(size_t* count);
 
 }  // namespace exprune

@@ -13,16 +13,21 @@
 namespace exprune {
 
 // Made once, then shared by all sessions, and never released: sessions may outlive every owner we could name.
-static OrtCustomOpDomain* g_domain = nullptr;
+static OrtCustomOpDomain* g_staged = nullptr;
+static OrtCustomOpDomain* g_fused = nullptr;
 static pthread_mutex_t g_mutex = PTHREAD_MUTEX_INITIALIZER;
 
-static OrtStatus* make_domain() {
+using List = const OrtCustomOp* const* (*)(size_t*);
+constexpr List kStagedOps[] = {prefix_gemm_ops,    prefix_conv_ops,    prefix_argmax_ops, sparse_gemm_ops,
+                               quantized_gemm_ops, quantized_head_ops, low_rank_ops,      block_conv_ops,
+                               sparse_conv_ops,    panel_conv_ops};
+constexpr List kFusedOps[] = {attention_ops, residual_norm_ops};
+
+template <size_t Lists>
+static OrtStatus* make_domain(const char* name, const List (&lists)[Lists], OrtCustomOpDomain** made) {
+  if (*made) return nullptr;
   OrtCustomOpDomain* domain = nullptr;
-  EXPRUNE_RETURN_IF_ERROR(ort::CreateCustomOpDomain::call(api(), "com.exprune", &domain));
-  using List = const OrtCustomOp* const* (*)(size_t*);
-  const List lists[] = {prefix_gemm_ops,    prefix_conv_ops,    prefix_argmax_ops, sparse_gemm_ops,
-                        quantized_gemm_ops, quantized_head_ops, low_rank_ops,      block_conv_ops,
-                        sparse_conv_ops,    panel_conv_ops};
+  EXPRUNE_RETURN_IF_ERROR(ort::CreateCustomOpDomain::call(api(), name, &domain));
   for (List list : lists) {
     size_t count = 0;
     const OrtCustomOp* const* ops = list(&count);
@@ -34,13 +39,18 @@ static OrtStatus* make_domain() {
       }
     }
   }
-  g_domain = domain;
+  *made = domain;
   return nullptr;
+}
+
+static OrtStatus* make_domains() {
+  EXPRUNE_RETURN_IF_ERROR(make_domain("com.exprune", kStagedOps, &g_staged));
+  return make_domain("com.exprune.fused", kFusedOps, &g_fused);
 }
 
 }  // namespace exprune
 
-// Adds the domain com.exprune to a session's options; called by ONNX Runtime.
+// Adds the domains com.exprune and com.exprune.fused to a session's options; called by ONNX Runtime.
 EXPRUNE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   using namespace exprune;
   const OrtApi* found = base->GetApi(ort::kApiVersion);
@@ -54,10 +64,11 @@ EXPRUNE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const Or
   }
   pthread_mutex_lock(&g_mutex);
   set_api(found);
-  OrtStatus* status = g_domain ? nullptr : make_domain();
+  OrtStatus* status = make_domains();
   pthread_mutex_unlock(&g_mutex);
   if (status) return status;
-  return ort::AddCustomOpDomain::call(api(), options, g_domain);
+  EXPRUNE_RETURN_IF_ERROR(ort::AddCustomOpDomain::call(api(), options, g_staged));
+  return ort::AddCustomOpDomain::call(api(), options, g_fused);
 }
 
 static char g_info[64];

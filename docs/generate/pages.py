@@ -7,7 +7,7 @@ import inspect
 import json
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,15 @@ from exprune_cli.rules import RULES
 import exprune_cli
 from exprune_cli import functions
 from exprune_cli.cli import exprune
-from exprune_cli.functions import DOMAIN, MIN_OPSET, OPS, function_proto
+from exprune_cli.functions import (
+    DOMAIN,
+    FUSED_DOMAIN,
+    FUSED_OPS,
+    MIN_OPSET,
+    OPS,
+    function_proto,
+    fused_function_proto,
+)
 
 #: The opset that the ops' bodies are shown in.
 _OPSET = 17
@@ -98,19 +106,25 @@ def ops() -> str:
             "were still undecided after each check: reports measure with it."
         ),
     ]
-    for module in _families():
+    for module in _families(OPS):
         parts += [f"## {_summary(module)}", _text(module, skip_title=True)]
-        for op in OPS:
-            if op in module.FUNCTIONS:
-                parts += _op(function_proto(op, _OPSET))
+        parts += [part for op in OPS if op in module.FUNCTIONS for part in _op(function_proto(op, _OPSET))]
+    parts += [
+        f"# Operators of the domain `{FUSED_DOMAIN}`",
+        "They take the place of operators around staged layers, where that is faster (`--no-fuse` leaves these).",
+    ]
+    for module in _families(FUSED_OPS):
+        parts += [f"## {_summary(module)}", _text(module, skip_title=True)]
+        parts += [part for op in module.FUNCTIONS for part in _op(fused_function_proto(op, _OPSET))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _families() -> list[ModuleType]:
-    """The modules that define operators, in the order of their first one."""
+def _families(ops: Sequence[str]) -> list[ModuleType]:
+    """The modules that define these operators, in the order of their first one."""
     names = [f"exprune_cli.functions.{found.name}" for found in pkgutil.iter_modules(functions.__path__)]
-    modules = [module for module in map(importlib.import_module, names) if hasattr(module, "FUNCTIONS")]
-    return sorted(modules, key=lambda module: OPS.index(next(iter(module.FUNCTIONS))))
+    modules = map(importlib.import_module, names)
+    ours = [module for module in modules if set(getattr(module, "FUNCTIONS", ())) & set(ops)]
+    return sorted(ours, key=lambda module: ops.index(next(iter(module.FUNCTIONS))))
 
 
 def _op(function: onnx.FunctionProto) -> Iterator[str]:

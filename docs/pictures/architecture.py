@@ -18,7 +18,7 @@ TARGET = ROOT / "docs" / "contribute" / "architecture.svg"
 PARTS = {
     "commands": ("__main__", "cli", "commands", "integrations"),
     "Python API": ("api", "arguments", "results", "gates"),
-    "pipeline": ("pipeline", "choice", "never_slower", "block_plans", "together", "labels"),
+    "pipeline": ("pipeline", "choice", "never_slower", "block_plans", "together", "labels", "fusing"),
     "search": ("search", "sensitivity"),
     "certify": ("certify",),
     "report": ("reporting", "outlook", "recheck"),
@@ -28,6 +28,7 @@ PARTS = {
     "match": ("match", "top_k"),
     "plan": ("planning",),
     "rewrite": ("rewrite",),
+    "fuse": ("fusion",),
     "verify": ("verify",),
     "rules": ("rules",),
     "functions": ("functions",),

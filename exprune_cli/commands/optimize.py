@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     help="Without samples: plan on random numbers. Nothing is verified; OUT and the report say so.",
 )
 @click.option("--no-measure", is_flag=True, help="Decide without timings on this machine.")
+@click.option("--no-fuse", is_flag=True, help="Leave the operators around the sites as they are.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, write nothing.")
 @click.option(
     "--format",
@@ -89,6 +90,7 @@ def optimize(
     batch: int | None,
     allow_random: bool,
     no_measure: bool,
+    no_fuse: bool,
     dry_run: bool,
     format: str,
     custom_ops: tuple[str, ...],
@@ -118,6 +120,7 @@ def optimize(
                 top_k=top_k,
                 batch=batch,
                 measure=not no_measure,
+                fuse=not no_fuse,
                 custom_ops=custom_ops,
                 dry_run=dry_run,
                 allow_random=allow_random,

@@ -16,12 +16,25 @@ import onnx
 from onnx import parser
 
 from exprune_cli.errors import UsageError
-from exprune_cli.functions import argmax, conv, gemm, low_rank, quantized, sparse, sparse_conv
+from exprune_cli.functions import (
+    argmax,
+    attention,
+    conv,
+    gemm,
+    low_rank,
+    quantized,
+    residual_norm,
+    sparse,
+    sparse_conv,
+)
 from exprune_cli.functions.staging import Function
 
 #: Domain of the ops, and its version.
 DOMAIN = "com.exprune"
 VERSION = 1
+
+#: Domain of the operators that take the place of others around the sites, see :mod:`exprune_cli.fusion`.
+FUSED_DOMAIN = "com.exprune.fused"
 
 #: Oldest opset of a model that can hold the functions (``Clip`` and ``TopK`` in today's form).
 MIN_OPSET = 11
@@ -38,6 +51,11 @@ _BODIES: dict[str, Callable[[int], Function]] = {
 
 #: Names of all ops, in the order of the contract.
 OPS: tuple[str, ...] = tuple(_BODIES)
+
+#: Names of the fused operators, and the oldest opset of a model that can hold their functions.
+_FUSED_BODIES = {**attention.FUNCTIONS, **residual_norm.FUNCTIONS}
+FUSED_OPS: tuple[str, ...] = tuple(_FUSED_BODIES)
+FUSED_MIN_OPSET = 17
 
 
 def function_proto(op: str, opset: int) -> onnx.FunctionProto:
@@ -57,8 +75,26 @@ def function_proto(op: str, opset: int) -> onnx.FunctionProto:
         raise UsageError(f"no op {DOMAIN}.{op}; there are {', '.join(OPS)}")
     if opset < MIN_OPSET:
         raise ValueError(f"{op} needs opset {MIN_OPSET} or newer, not {opset}")
-    function = _BODIES[op](opset)
-    head = f'<domain: "{DOMAIN}", opset_import: ["": {opset}]>\n{op} {function.signature}'
+    return _parsed(DOMAIN, op, _BODIES[op](opset), opset)
+
+
+def fused_function_proto(op: str, opset: int) -> onnx.FunctionProto:
+    """The same for an operator of :data:`FUSED_DOMAIN`.
+
+    Args:
+        op: One of :data:`FUSED_OPS`.
+        opset: The model's opset, at least :data:`FUSED_MIN_OPSET`.
+
+    Raises:
+        ValueError: There is no such operator, or the opset is too old.
+    """
+    if op not in _FUSED_BODIES or opset < FUSED_MIN_OPSET:
+        raise ValueError(f"no op {FUSED_DOMAIN}.{op} for opset {opset}")
+    return _parsed(FUSED_DOMAIN, op, _FUSED_BODIES[op](opset), opset)
+
+
+def _parsed(domain: str, op: str, function: Function, opset: int) -> onnx.FunctionProto:
+    head = f'<domain: "{domain}", opset_import: ["": {opset}]>\n{op} {function.signature}'
     proto = parser.parse_function(f"{head}\n{{\n{function.body}\n}}")
     proto.doc_string = function.doc
     return proto

@@ -71,6 +71,7 @@ class ExpruneStaging(Pass):  # type: ignore[misc]  # Olive has no type informati
             "top_k": parameter(list[str], [], "OUTPUT=K: return the K best of an output."),
             "batch": parameter(int, None, "Batch size that the model is meant for."),
             "measure": parameter(bool, True, "Whether timings on this machine may decide."),
+            "fuse": parameter(bool, True, "Whether operators around the sites may be fused."),
             "seed": parameter(int, 0, "Seed of what is drawn."),
         }
 

@@ -25,52 +25,44 @@ template <int Rows, bool Squares, int Ahead>
 __attribute__((noinline)) static void dots(const float* w, const float* const* x, int64_t k,
                                            const float* const* ahead, float* sums, float* squares) {
   constexpr int kUnroll = 4;
-  V acc[Rows][kUnroll] = {};
-  V sq[Squares ? Rows : 1][kUnroll] = {};
+  // Four arrays and not one of two dimensions, which the compiler clears and keeps in memory.
+  V a0[Rows] = {}, a1[Rows] = {}, a2[Rows] = {}, a3[Rows] = {};
+  V q0[Rows] = {}, q1[Rows] = {}, q2[Rows] = {}, q3[Rows] = {};
+  const auto add = [&](V weight, int64_t at, int64_t used, V* acc, V* sq) {
+    for (int r = 0; r < Rows; r++) {
+      const V term = load_up_to(x[r] + at, used);
+      if (Squares) {
+        const V product = weight * term;
+        acc[r] += product;
+        sq[r] += product * product;
+      } else {
+        acc[r] += weight * term;
+      }
+    }
+  };
   int64_t i = 0;
   for (; i + kUnroll * kLanes <= k; i += kUnroll * kLanes) {
     for (int a = 0; a < Ahead; a++) {
       for (int line = 0; line < kUnroll * kLanes; line += 16) __builtin_prefetch(ahead[a] + i + line);
     }
-    for (int u = 0; u < kUnroll; u++) {
-      const V weight = load(w + i + u * kLanes);
-      for (int r = 0; r < Rows; r++) {
-        if (Squares) {
-          const V term = weight * load(x[r] + i + u * kLanes);
-          acc[r][u] += term;
-          sq[r][u] += term * term;
-        } else {
-          acc[r][u] += weight * load(x[r] + i + u * kLanes);
-        }
-      }
-    }
+    add(load(w + i), i, kLanes, a0, q0);
+    add(load(w + i + kLanes), i + kLanes, kLanes, a1, q1);
+    add(load(w + i + 2 * kLanes), i + 2 * kLanes, kLanes, a2, q2);
+    add(load(w + i + 3 * kLanes), i + 3 * kLanes, kLanes, a3, q3);
   }
-  for (int u = 0; i < k; i += kLanes, u++) {
-    const bool whole = i + kLanes <= k;
-    const V weight = whole ? load(w + i) : load_first(w + i, k - i);
-    for (int r = 0; r < Rows; r++) {
-      const V term = weight * (whole ? load(x[r] + i) : load_first(x[r] + i, k - i));
-      // `u` counts at most kUnroll steps; a switch keeps the accumulators in registers.
-      switch (u) {
-        case 0:
-          acc[r][0] += term;
-          break;
-        case 1:
-          acc[r][1] += term;
-          break;
-        case 2:
-          acc[r][2] += term;
-          break;
-        default:
-          acc[r][3] += term;
-          break;
-      }
-      if (Squares) sq[r][0] += term * term;
-    }
-  }
+  const auto rest = [&](V* acc) {
+    if (i >= k) return;
+    for (int a = 0; a < Ahead; a++) __builtin_prefetch(ahead[a] + i);
+    add(load_up_to(w + i, k - i), i, k - i, acc, q0);
+    i += kLanes;
+  };
+  rest(a0);
+  rest(a1);
+  rest(a2);
+  rest(a3);
   for (int r = 0; r < Rows; r++) {
-    sums[r] = sum((acc[r][0] + acc[r][1]) + (acc[r][2] + acc[r][3]));
-    if (Squares) squares[r] = sum((sq[r][0] + sq[r][1]) + (sq[r][2] + sq[r][3]));
+    sums[r] = sum((a0[r] + a1[r]) + (a2[r] + a3[r]));
+    if (Squares) squares[r] = sum((q0[r] + q1[r]) + (q2[r] + q3[r]));
   }
 }
 

@@ -39,7 +39,7 @@ struct Count {
 // Outputs that were tested. They are finished after the next step's test, so that it is known which weights
 // to fetch when the last ones of a step are in use.
 struct Step {
-  uint64_t* rows;  // [kStepOutputs], a bit per row of the pass in which the output can be above 0
+  uint64_t* rows;  // [kStepOutputs], a bit per row of the pass in which the output can be above 0, if it has several
   int32_t* list;   // [kStepOutputs], outputs (from `first`) with a row
   int64_t listed = 0;
   int64_t first = 0;  // output
@@ -47,7 +47,7 @@ struct Step {
 
   void carve(Carver& carver) {
     rows = carver.take<uint64_t>(kStepOutputs);
-    list = carver.take<int32_t>(kStepOutputs);
+    list = carver.take<int32_t>(kStepOutputs + kLanes);  // as append_lanes wants it
   }
 };
 
@@ -81,6 +81,7 @@ struct EstimatedGemmPlan {
     step.first = first;
     step.row = row;
     step.listed = 0;
+    if (rows == 1) return test_row(row, first, outputs, scratch, step);
     memset(step.rows, 0, kStepOutputs * sizeof(uint64_t));
     const auto take = [&](int64_t r, int64_t i, uint32_t alive) {
       for (; alive; alive &= alive - 1) step.rows[i + __builtin_ctz(alive)] |= uint64_t{1} << (r - row);
@@ -109,12 +110,32 @@ struct EstimatedGemmPlan {
     }
   }
 
+  // The same for a pass of one row: the outputs are listed as they are tested.
+  void test_row(int64_t row, int64_t first, int64_t outputs, char* scratch, Step& step) const {
+    memset(call->y + row * call->layer.outputs + first, 0, static_cast<size_t>(outputs) * sizeof(float));
+    if (dense || !source.usable(row)) {
+      for (int64_t i = 0; i < outputs; i++) step.list[i] = static_cast<int32_t>(i);
+      step.listed = outputs;
+      return;
+    }
+    source.estimates(
+        first, outputs, row, 1, kStepOutputs, scratch,
+        [&](int64_t at, int64_t n, int64_t used) { return offset(at, n, used); },
+        [&](int64_t, int64_t i, int64_t used, const Estimate& e) {
+          const uint32_t decided = bits(reinterpret_cast<I>(e.value + e.reach < V{}));
+          step.listed += append_lanes(step.list + step.listed, static_cast<int32_t>(i), ~decided & wanted(used));
+        });
+  }
+
   float finished(int64_t row, int64_t n, float sum) const {
     const Finish& f = call->finish;
     const float off = f.offset[f.offset_full ? row * call->layer.outputs + n : 0];
-    const float y = sum + (call->layer.bias[n] + off);
+    return clipped(sum + (call->layer.bias[n] + off), f.max);
+  }
+
+  static float clipped(float y, float max) {
     if (y <= 0.0f) return 0.0f;  // a NaN is not <= 0 and stays
-    return y > f.max ? f.max : y;
+    return y > max ? max : y;
   }
 
   // Weights of survivor l of a step, or of the step after it; null if there is none.
@@ -152,8 +173,14 @@ struct EstimatedGemmPlan {
 
   // The same for a pass of one row: several outputs at a time.
   int64_t finish_row(const Step& step, const Step& after, int64_t apart) const {
-    const float* const x = call->x + step.row * call->layer.groups;
-    float* const y = call->y + step.row * call->layer.outputs;
+    const int64_t groups = call->layer.groups;
+    const float* const x = call->x + step.row * groups;
+    const Finish& f = call->finish;
+    const int64_t at = step.row * call->layer.outputs + step.first;
+    float* const y = call->y + at;
+    const float *const bias = call->layer.bias + step.first, *const offset = f.offset + (f.offset_full ? at : 0);
+    const bool full = f.offset_full;
+    const float max = f.max;
     int64_t l = 0;
     const auto take = [&](auto count) {
       constexpr int kCount = decltype(count)::value;
@@ -164,14 +191,14 @@ struct EstimatedGemmPlan {
         const float* next = weights(step, l + apart + i, after);
         ahead[i] = next ? next : w[i];
       }
-      dots<kCount, false, kCount>(x, w, call->layer.groups, ahead, sums, nullptr);
+      dots<kCount, false, kCount>(x, w, groups, ahead, sums, nullptr);
       for (int i = 0; i < kCount; i++) {
-        const int64_t n = step.first + step.list[l + i];
-        y[n] = finished(step.row, n, sums[i]);
+        const int32_t n = step.list[l + i];
+        y[n] = clipped(sums[i] + (bias[n] + offset[full ? n : 0]), max);
       }
       l += kCount;
     };
-    while (l + kDotRows <= step.listed) take(Count<kDotRows>());
+    while (l + 2 <= step.listed) take(Count<2>());
     while (l < step.listed) take(Count<1>());
     return step.listed;
   }
@@ -294,7 +321,7 @@ static bool estimated_gemm(const Call& call, const Env& env) {
   if (Source::kSound) {
     int64_t alive = 0;
     for (int64_t l = 0; l < plan.probe.listed; l++)
-      alive += __builtin_popcountll(plan.probe.rows[plan.probe.list[l]]);
+      alive += shown == 1 ? 1 : __builtin_popcountll(plan.probe.rows[plan.probe.list[l]]);
     const float share = static_cast<float>(alive) / static_cast<float>(probed * shown);
     const float in_some_row = static_cast<float>(plan.probe.listed) / static_cast<float>(probed);
     plan.dense = share > kTooManySurvivors;

@@ -4,6 +4,7 @@
 // vector) and is compiled with that set's flags, see ISA_FLAGS in ../build.py.
 #pragma once
 
+#include "attention.h"
 #include "block_conv.h"
 #include "estimated_gemm.h"
 #include "estimated_top_k.h"
@@ -12,6 +13,7 @@
 #include "prefix_conv.h"
 #include "prefix_gemm.h"
 #include "registry.h"
+#include "residual_norm.h"
 #include "sparse_conv.h"
 #include "sparse_gemm.h"
 
@@ -36,6 +38,8 @@ const Kernels kKernels = {
     block_conv,
     sparse_conv,
     panel_conv,
+    attention,
+    residual_norm,
 };
 
 }  // namespace EXPRUNE_ISA

@@ -221,13 +221,17 @@ struct QuantizedSource {
     byte_sums(*layer, first, outputs, in, first_row, count, stride, sums);
     for (int64_t r = 0; r < count; r++) {
       const int64_t row = first_row + r;
-      const int32_t* row_sums = sums + r * in.planes * stride;
-      for (int64_t i = 0; i < outputs; i += kLanes) {
-        const int64_t used = outputs - i;
+      const int32_t* const row_sums = sums + r * in.planes * stride;
+      const Quantized weights = *layer;  // copies: what is stored below might be these, for all the compiler knows
+      const QuantizedRow codes = in.rows[row];
+      const int planes = in.planes;
+      const auto one = [&](int64_t i, int64_t used) {
         take(row, i, used,
-             estimate(*layer, first + i, used, in.rows[row], in.planes, row_sums + i, stride,
-                      offset(row, first + i, used)));
-      }
+             estimate(weights, first + i, used, codes, planes, row_sums + i, stride, offset(row, first + i, used)));
+      };
+      int64_t i = 0;
+      for (; i + kLanes <= outputs; i += kLanes) one(i, kLanes);
+      if (i < outputs) one(i, outputs - i);
     }
   }
 };

@@ -200,6 +200,32 @@ using QuantizedTopKCall = EstimatedTopKCall<Quantized>;
 using LowRankGemmCall = EstimatedGemmCall<LowRank>;
 using LowRankTopKCall = EstimatedTopKCall<LowRank>;
 
+// Attention of `length` new positions over `past` earlier ones and themselves; key and value are all of them.
+struct AttentionCall {
+  int64_t batch, length, heads, size, past;
+  const float* x;           // [batch, length, 3, heads, size]: queries, keys, values, before their bias
+  const float* bias;        // [3, heads, size]
+  const float* past_key;    // [batch, heads, past, size]
+  const float* past_value;  // the same
+  float scale;              // of the scores
+  float* y;                 // [batch, length, heads, size]
+  float* key;               // [batch, heads, past + length, size]
+  float* value;             // the same
+};
+
+// normed = LayerNormalization(sum), sum = x + (y + bias), over rows of `width`.
+struct ResidualNormCall {
+  int64_t rows, width;
+  const float* x;      // [rows, width]
+  const float* y;      // [rows, width]
+  const float* bias;   // [width]
+  const float* scale;  // [width]
+  const float* shift;  // [width]
+  float epsilon;
+  float* normed;  // [rows, width]
+  float* sum;     // [rows, width]
+};
+
 struct Kernels {
   const char* name;
   bool (*prefix_gemm[kTestKinds])(const GemmCall&, const Env&);
@@ -215,6 +241,8 @@ struct Kernels {
   // those of each check the multiply-accumulates of each chunk, zeros of X left out.
   bool (*sparse_conv)(const ConvCall&, const Env&);
   bool (*panel_conv)(const PanelConvCall&, const Env&);
+  bool (*attention)(const AttentionCall&, const Env&);
+  bool (*residual_norm)(const ResidualNormCall&, const Env&);
 };
 
 // The table in use, chosen when the library is loaded: the best that the processor has, or what the

@@ -15,6 +15,8 @@ namespace scalar {
 bool block_conv(const BlockConvCall& call, const Env&);  // scalar_block_conv.cpp
 bool sparse_conv(const ConvCall& c, const Env&);         // scalar_sparse_conv.cpp
 bool panel_conv(const PanelConvCall& call, const Env&);  // scalar_panel_conv.cpp
+bool attention(const AttentionCall& c, const Env& env);  // scalar_attention.cpp
+bool residual_norm(const ResidualNormCall& c, const Env&);  // scalar_residual_norm.cpp
 
 // Weight of output n for position g of the reduction and tap t.
 static double weight(const Staged& p, int64_t n, int64_t g, int64_t t) {
@@ -286,6 +288,8 @@ const Kernels kKernels = {
     block_conv,
     sparse_conv,
     panel_conv,
+    attention,
+    residual_norm,
 };
 
 }  // namespace scalar

@@ -85,6 +85,20 @@ static inline uint32_t bits(I mask) {
 #endif
 }
 
+// Appends first + lane to a list for every lane whose bit is set; returns how many. Beyond them kLanes - 1 more
+// elements of the list may be written.
+static inline int64_t append_lanes(int32_t* list, int32_t first, uint32_t lane_bits) {
+#if EXPRUNE_LANES == 16
+  const __m512i which = reinterpret_cast<__m512i>(lanes() + splat(first));
+  _mm512_storeu_si512(list, _mm512_maskz_compress_epi32(static_cast<__mmask16>(lane_bits), which));
+  return __builtin_popcount(lane_bits);
+#else
+  int64_t count = 0;
+  for (; lane_bits; lane_bits &= lane_bits - 1) list[count++] = first + __builtin_ctz(lane_bits);
+  return count;
+#endif
+}
+
 // base[offset] per lane; 0 where the offset is negative (padding).
 static inline V gather(const float* base, I offset) {
 #if EXPRUNE_LANES == 16

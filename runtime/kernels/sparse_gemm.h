@@ -20,6 +20,7 @@ constexpr int64_t kSparseRows = 64;      // rows of X that one pass over W serve
 constexpr int64_t kSparseDepth = 256;    // rows of W of a chunk
 // What is not worth waking other threads: elements of X to look through, bytes of W to read.
 constexpr int64_t kSparseFewInputs = 1 << 15, kSparseFewBytes = 1 << 19;
+constexpr int64_t kSparseAhead = 8;  // rows of W between fetching one and its use, where a row of X is alone
 // What a product of an input that is not 0 costs next to one in panels.
 constexpr float kInputProduct = 4.0f;
 
@@ -28,11 +29,14 @@ struct SparseInputs {
   const SparseGemmCall* call;
   int64_t first, rows;  // of X
   int64_t chunks;
-  int32_t* lists;      // [rows][K], by chunk
+  int32_t* lists;      // [rows][list_size()], by chunk
   int32_t* counts;     // [chunks][rows]
-  int32_t* any;        // [K], by chunk: not 0 in some row
+  int32_t* any;        // [list_size()], by chunk: not 0 in some row
   int32_t* any_count;  // [chunks]
   std::atomic<int64_t> survivors{0};
+
+  // K and what append_lanes writes beyond.
+  int64_t list_size() const { return blocks_of(call->depth, kLanes) * kLanes; }
 
   // Rows of W that have to be read.
   int64_t needed() const {
@@ -59,15 +63,10 @@ struct SparseInputs {
   }
 
   void carve(Carver& carver, int64_t most_rows) {
-    lists = carver.take<int32_t>(most_rows * call->depth);
+    lists = carver.take<int32_t>(most_rows * list_size());
     counts = carver.take<int32_t>(chunks * most_rows);
-    any = carver.take<int32_t>(call->depth);
+    any = carver.take<int32_t>(list_size());
     any_count = carver.take<int32_t>(chunks);
-  }
-
-  static int32_t put(uint32_t alive, int64_t k, int32_t* list, int32_t count) {
-    for (; alive; alive &= alive - 1) list[count++] = static_cast<int32_t>(k + __builtin_ctz(alive));
-    return count;
   }
 
   static void chunk_task(void* user, size_t index) {
@@ -79,38 +78,77 @@ struct SparseInputs {
                   end = min_of(begin + kSparseDepth, depth);
     int32_t* const count = counts + chunk * rows;
     memset(count, 0, static_cast<size_t>(rows) * sizeof(int32_t));
-    int32_t together = 0;
+    int64_t together = 0;
     for (int64_t k = begin; k < end; k += kLanes) {
       uint32_t some = 0;
       for (int64_t r = 0; r < rows; r++) {
         const uint32_t alive = not_zero(call->x + (first + r) * depth + k, end - k);
         some |= alive;
-        count[r] = put(alive, k, lists + r * depth + begin, count[r]);
+        int32_t* const list = lists + r * list_size() + begin;
+        count[r] += static_cast<int32_t>(append_lanes(list + count[r], static_cast<int32_t>(k), alive));
       }
-      together = put(some, k, any + begin, together);
+      together += append_lanes(any + begin + together, static_cast<int32_t>(k), some);
     }
-    any_count[chunk] = together;
+    any_count[chunk] = static_cast<int32_t>(together);
     int64_t total = 0;
     for (int64_t r = 0; r < rows; r++) total += count[r];
     survivors.fetch_add(total, std::memory_order_relaxed);
   }
 };
 
+// Vectors of columns whose sums the registers hold while rows of W go by.
+constexpr int kSumVectors = kLanes == 16 ? 16 : 8;
+
 struct SparseGemmPlan {
   const SparseGemmCall* call;
   SparseInputs inputs;
 
-  template <int Vectors>
+  // With Ahead, the rows of W to come are fetched that many inputs before their use.
+  template <int Vectors, int64_t Ahead = 0>
   static void add(const int32_t* list, int64_t count, const float* x, const float* w, int64_t stride,
                   float* y) {
     V sums[Vectors];
     for (int v = 0; v < Vectors; v++) sums[v] = load(y + v * kLanes);
     for (int64_t i = 0; i < count; i++) {
+      if (Ahead) prefetch_row(w + list[min_of(i + Ahead, count - 1)] * stride, Vectors * kLanes);
       const V value = splat(x[list[i]]);
       const float* row = w + list[i] * stride;
       for (int v = 0; v < Vectors; v++) sums[v] += value * load(row + v * kLanes);
     }
     for (int v = 0; v < Vectors; v++) store(y + v * kLanes, sums[v]);
+  }
+
+  // The same for any number of vectors up to Vectors.
+  template <int Vectors>
+  static void add_up_to(int64_t vectors, const int32_t* list, int64_t count, const float* x, const float* w,
+                        int64_t stride, float* y) {
+    if constexpr (Vectors > 0) {
+      if (vectors < Vectors) return add_up_to<Vectors - 1>(vectors, list, count, x, w, stride, y);
+      add<Vectors, kSparseAhead>(list, count, x, w, stride, y);
+    }
+  }
+
+  // A row of X that is alone and on one thread: its rows of W are read once from end to end, if the registers hold
+  // all sums.
+  void row_alone() const {
+    const SparseGemmCall& c = *call;
+    const float* const x = c.x + inputs.first * c.depth;
+    float* const y = c.y + inputs.first * c.columns;
+    int32_t* const list = inputs.lists;
+    int64_t count = 0;
+    for (int64_t chunk = 0; chunk < inputs.chunks; chunk++) {
+      const int64_t more = inputs.counts[chunk];
+      memmove(list + count, list + chunk * kSparseDepth, static_cast<size_t>(more) * sizeof(int32_t));
+      count += more;
+    }
+    memcpy(y, c.bias, static_cast<size_t>(c.columns) * sizeof(float));
+    int64_t column = 0;
+    for (; column + kLanes <= c.columns; column += kSumVectors * kLanes) {
+      const int64_t vectors = min_of(kSumVectors, (c.columns - column) / kLanes);
+      add_up_to<kSumVectors>(vectors, list, count, x, c.w + column, c.columns, y + column);
+    }
+    const int64_t whole = c.columns / kLanes * kLanes;
+    add_columns(list, count, x, c.w + whole, c.columns, c.columns - whole, y + whole);
   }
 
   static void add_columns(const int32_t* list, int64_t count, const float* x, const float* w, int64_t stride,
@@ -150,7 +188,7 @@ struct SparseGemmPlan {
         // The next chunk's rows arrive while this one's are used.
         fetch(chunk + 1, next * r / rows, next * (r + 1) / rows, w, columns);
         const int64_t row = inputs.first + r;
-        add_columns(inputs.lists + r * c.depth + chunk * kSparseDepth, inputs.counts[chunk * rows + r],
+        add_columns(inputs.lists + r * inputs.list_size() + chunk * kSparseDepth, inputs.counts[chunk * rows + r],
                     c.x + row * c.depth, w, c.columns, columns, c.y + row * c.columns + column);
       }
     }
@@ -218,6 +256,10 @@ static bool sparse_gemm(const SparseGemmCall& call, const Env& env) {
     if (!run_tasks(env, few, inputs.chunks, SparseInputs::chunk_task, &inputs)) return false;
     const bool small =
         inputs.needed() * call.columns * static_cast<int64_t>(sizeof(float)) <= kSparseFewBytes;
+    if (small && inputs.rows == 1) {
+      plan.row_alone();
+      continue;
+    }
     if (!run_tasks(env, small, blocks_of(call.columns, kSparseColumns), SparseGemmPlan::task, &plan))
       return false;
   }

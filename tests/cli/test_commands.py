@@ -342,7 +342,7 @@ def test_python_interface_mirrors_the_commands(folder: Path) -> None:
         options = {parameter.name for parameter in exprune.commands[name].params}
         arguments = set(inspect.signature(getattr(api, name)).parameters)
         options -= {"quiet", "verbose"}
-        options = {"measure" if option == "no_measure" else option for option in options} - {"format"}
+        options = {option.removeprefix("no_") for option in options} - {"format"}
         # A report is returned, not written; merging is a function of its own.
         options -= {"report": {"output", "schema"}, "calibrate": {"merge"}}.get(name, set())
         if name == "report":  # bounds are demanded of the report that is returned

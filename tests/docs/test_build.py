@@ -15,7 +15,7 @@ from exprune_cli.rules import RULES
 import exprune_cli
 from exprune_cli.certify import samples_needed
 from exprune_cli.cli import exprune
-from exprune_cli.functions import OPS
+from exprune_cli.functions import FUSED_OPS, OPS
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +49,7 @@ def test_every_part_has_its_reference(site: Path) -> None:
         for name in ("rules", "ops", "commands", "python")
     }
     assert {rule.NAME for rule in RULES} <= set(headings["rules"])
-    assert {op.lower() for op in OPS} <= set(headings["ops"])
+    assert {op.lower() for op in (*OPS, *FUSED_OPS)} <= set(headings["ops"])
     assert {f"exprune-{name}" for name in exprune.commands} <= set(headings["commands"])
     text = _page(site, "reference/python")
     assert all(re.search(rf'<h2 id="exprune_cli\.{name}"', text) for name in exprune_cli.__all__)

@@ -21,7 +21,8 @@ from exprune_cli.sites import SitePlan
 from exprune_cli.timing import (
     SiteTimer,
     SiteTiming,
-    last_cache_bytes,
+    cache_filler,
+    cache_sizes,
     processors,
     site_inputs,
     thread_counts,
@@ -195,7 +196,17 @@ def test_site_inputs_are_what_the_model_computes():
     second = next(site for site in sites if site.offset)
     assert inputs[second.name][0]["in_1"].shape == (2, 96)
     np.testing.assert_array_equal(inputs[sites[0].name][1]["in_0"], feeds[1]["x"])
-    assert last_cache_bytes() > 2**16
+
+
+def test_weights_are_put_where_the_model_has_them():
+    *inner, last = cache_sizes()
+    assert sorted({*inner, last}) == [*inner, last] and last > 2**16
+    assert cache_filler(1) is None
+    beyond = cache_filler(last)
+    assert beyond is not None and beyond.nbytes == 2 * last
+    if max(inner) < last // 2:
+        between = cache_filler(last // 2)
+        assert between is not None and abs(between.nbytes - last // 2) < 4
 
 
 def test_no_row_is_timed_twice():

@@ -95,7 +95,7 @@ def test_schema_admits_no_other_field() -> None:
     assert len(found) > 12
     assert all("additionalProperties" in part for part in found)
     assert [part for part in found if part["additionalProperties"] is not False] == [
-        SCHEMA["properties"]["origin"]["properties"]["top_k"]
+        SCHEMA["properties"]["origin"]["properties"][name] for name in ("top_k", "fused")
     ]
 
 
