@@ -26,6 +26,7 @@ from exprune_cli.shapes import infer_shapes
 from exprune_cli.sites import Calibration, Site, SitePlan
 from exprune_cli.timing import SiteTiming
 from exprune_cli.together import keep_together
+from exprune_cli.whole_model import Setting, keep_in_whole
 
 if TYPE_CHECKING:
     from exprune_cli.data import DataSet
@@ -241,6 +242,15 @@ def faster(job: Job, plans: Mapping[str, SitePlan], together: bool = False) -> M
                 {**plans, **job.settled, **kept},
                 job.timings,
                 job.feeds,
+                job.progress,
+            )
+            setting = Setting(job.model, job.original or job.model, job.feeds, job.seed)
+            kept = keep_in_whole(
+                setting,
+                job.matches.sites,
+                {**plans, **job.settled, **kept},
+                options,
+                job.timings,
                 job.progress,
             )
     return {**plans, **job.settled, **kept}

@@ -128,7 +128,6 @@ def decode_step() -> Case:
         build,
         feeds,
         (1, 2, 4, 16),
-        data=STEP / "calibration_step",
         checks=2000,
         limit=without_sites,
     )

@@ -32,7 +32,7 @@ def make(case: Case, folder: Path, wanted: Sequence[str] | None = None) -> dict[
     makers: dict[str, Callable[[Path, Path], None]] = {
         "dynamic int8": dynamic_int8,
         "MatMulNBits 8": nbits,
-        "lossless": lambda source, target: lossless(case, source, target),
+        "lossless": lossless,
         "lossless, rest 8 bits": lambda source, target: nbits(folder / "lossless.onnx", target),
     }
     if case.metric is not None:
@@ -74,9 +74,9 @@ def nbits(source: Path, target: Path) -> None:
     onnx.save(quantizer.model.model, target)
 
 
-def lossless(case: Case, source: Path, target: Path) -> None:
-    """``exprune optimize`` as it is; with the case's own samples for timing where it has some."""
-    exprune_cli.optimize(source, target, data=case.data, test="bound")
+def lossless(source: Path, target: Path) -> None:
+    """``exprune optimize`` as it is, without samples."""
+    exprune_cli.optimize(source, target)
 
 
 def calibrated(case: Case, source: Path, target: Path, folder: Path) -> None:
