@@ -252,6 +252,9 @@ def _spent(site: SiteRecord, rows: int, survivors: Sequence[float]) -> float:
         start = end
     if site.test == "bound":
         spent += 2.0 * rows * site.groups * site.taps
+    # Where groups are chosen per image: a square and a sum for each input. An output position has as many input
+    # positions as the strides say, padding aside.
+    spent += 2.0 * rows * site.parameters.get("input_positions", 0) * site.groups
     if site.input_nonzero:  # every input of every position is compared with zero
         spent += float(rows * site.groups * site.taps)
     return spent

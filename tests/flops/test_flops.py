@@ -171,6 +171,17 @@ def test_spent_counts_taps() -> None:
     assert flops.spent_flops(record, 3, [6]) == 2 * 30 * 8 * 9 + 30 + 2 * 6 * 8 * 9
 
 
+def test_spent_dynamic_adds_the_energies_of_the_input() -> None:
+    """Two for each input, of which there are four for an output position at strides of 2."""
+    fixed, dynamic = site("calibrated", ends=(8, 16), taps=9), site("calibrated", ends=(8, 16), taps=9)
+    fixed.parameters["block"] = 64
+    dynamic.parameters |= {"block": 64, "input_positions": 4}
+    work = 2 * 30 * 8 * 9 + 6 * 30 + 2 * 6 * 8 * 9
+    assert flops.spent_flops(fixed, 3, [6]) == work
+    assert flops.spent_flops(dynamic, 3, [6]) == work + 2 * 3 * 4 * 16
+    assert flops.estimate_flops(dynamic, 3) == flops.estimate_flops(fixed, 3) + 2 * 3 * 4 * 16
+
+
 def test_spent_sparse() -> None:
     # 3 rows x 16 inputs, 20 of which are not zero; looking costs one per input.
     assert flops.spent_flops(site(None, kind="sparse"), 3, [20]) == 2 * 20 * 10 + 3 * 16
