@@ -159,7 +159,11 @@ def _staged_dense_flops(node: onnx.NodeProto, shapes: list[Sequence[int]]) -> in
     if node.op_type == "SparseGemm":
         return 2 * math.prod(data) * weight[1]
     if "Conv" in node.op_type:
-        kernel = weight[1:-1] if node.op_type.startswith("SparseConv") else weight[2:]
+        kernel = weight[2:]
+        if node.op_type.startswith("SparseConv"):  # [G, *kernel, N]
+            kernel = weight[1:-1]
+        elif node.op_type.endswith("Panel"):  # [ceil(N / 16), *kernel, G, 16]
+            kernel = weight[1:-2]
         return 2 * math.prod(out) * data[1] * math.prod(kernel)
     return 2 * math.prod(data) * weight[0]
 

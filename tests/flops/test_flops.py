@@ -65,6 +65,24 @@ CASES = [
         {"x": (5, 4), "head": (100, 2), "y": (5,)},
         2 * 500 * 4,
     ),
+    *(
+        (
+            node(op, f"x {first} ends w b o m scale shift limit block", "y s", flops.DOMAIN),
+            {"x": (1, 3, 6, 6), "w": (3, 8, 3, 3), "y": (1, 8, 4, 4)},
+            2 * 128 * 27,
+        )
+        for op, first in (("PrefixConvBlock", "order"), ("DynamicPrefixConvBlock", "energy"))
+    ),
+    (
+        node("PrefixConvPanel", "x order ends w b o m scale shift limit channels", "y s", flops.DOMAIN),
+        {"x": (1, 3, 6, 6), "w": (2, 3, 3, 3, 16), "y": (1, 20, 4, 4)},
+        2 * 320 * 27,
+    ),
+    (
+        node("ConvReluPanel", "x w b o m", "y s", flops.DOMAIN),
+        {"x": (2, 3, 9), "w": (2, 5, 3, 16), "y": (2, 20, 5)},
+        2 * 200 * 15,
+    ),
     (
         node("SparseGemm", "x w b", "y s", flops.DOMAIN),
         {"x": (2, 6, 4), "w": (4, 9), "y": (2, 6, 9)},
