@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from exprune_cli.model import Model
 from exprune_cli.observe_blocks import BlockObserver
 from exprune_cli.planning import chunks
-from exprune_cli.planning.blocks import can_be_blocks, candidate_ends, exact_plan, plan_blocks
+from exprune_cli.planning.blocks import can_be_blocks, candidate_ends, exact_plan, plan_blocks, saving
 from exprune_cli.planning.panels import can_be_panels, exact_panel_plan, plan_panels
 from exprune_cli.sites import Calibration, Site, SitePlan
 
@@ -74,14 +77,23 @@ def _plans(
     ends = candidate_ends(site.groups)
     sums = None
     if observer is not None and statistics is not None and ends:
-        order = chunks.energy_order(site.load_weight(), statistics)
+        weight = site.load_weight()
+        order = chunks.energy_order(weight, statistics)
         sums = observer.observe(site, order, ends)
-    if sums is None:
+    if observer is None or sums is None:
         return [dataclasses.replace(exact, alternatives=tuple(others))] * len(budgets)
-    plans = plan_blocks(site, order, ends, sums, budgets)
-    if not others:
-        return plans
-    panels = plan_panels(site, order, ends, sums, budgets, seed)
-    return [
-        dataclasses.replace(plan, alternatives=(panel,)) for plan, panel in zip(plans, panels, strict=True)
-    ]
+    forms = [plan_blocks(site, order, ends, sums, budgets)]
+    if others:
+        forms.append(plan_panels(site, order, ends, sums, budgets, seed))
+    energies = chunks.weight_energy(weight).astype(np.float32)
+    chosen = observer.observe(site, partial(chunks.image_order, energies=energies), ends)
+    if chosen is not None:
+        forms.append(plan_blocks(site, None, ends, chosen, budgets))
+    return [_best_first(site, plans) for plans in zip(*forms, strict=True)]
+
+
+def _best_first(site: Site, plans: Sequence[SitePlan]) -> SitePlan:
+    """The plan in blocks that saves most, the others among its alternatives; of exact plans one of a kind."""
+    in_blocks = sorted((plan for plan in plans if not plan.panel), key=lambda plan: -saving(site, plan))
+    others = [plan for plan in plans if plan.panel] + [plan for plan in in_blocks[1:] if plan.block]
+    return dataclasses.replace(in_blocks[0], alternatives=tuple(others))

@@ -198,7 +198,7 @@ def _knob(job: Job, test: str, gate: Gate) -> Sequence[dict[str, SitePlan]]:
     steps = _along(job, test, OFFERS if priced else BUDGETS)
     # Where the boldest step does not win, or not against a lossless form, a more careful one cannot.
     boldest = faster(job, steps[-1], together=True)
-    steps = [{name: _like(p, boldest[name]) for name, p in step.items()} for step in steps]
+    steps = [{name: like(p, boldest[name]) for name, p in step.items()} for step in steps]
     job.settled = {
         name: p for name, p in boldest.items() if p.estimate != steps[-1][name].estimate or not p.staged
     }
@@ -214,9 +214,10 @@ def _knob(job: Job, test: str, gate: Gate) -> Sequence[dict[str, SitePlan]]:
     return allocate(sites, calibration, steps, sensitivity)
 
 
-def _like(plan: SitePlan, chosen: SitePlan) -> SitePlan:
-    """The form of a plan that timing chose for its site: in panels or not."""
-    return next((p for p in (plan, *plan.alternatives) if p.panel == chosen.panel), plan)
+def like(plan: SitePlan, chosen: SitePlan) -> SitePlan:
+    """The form of a plan that timing chose for its site: in panels or not, with groups chosen per input or not."""
+    forms = [p for p in (plan, *plan.alternatives) if p.panel == chosen.panel]
+    return next((p for p in forms if p.dynamic == chosen.dynamic), forms[0] if forms else plan)
 
 
 def faster(job: Job, plans: Mapping[str, SitePlan], together: bool = False) -> Mapping[str, SitePlan]:

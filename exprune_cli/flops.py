@@ -165,7 +165,11 @@ def _staged_dense_flops(node: onnx.NodeProto, shapes: list[Sequence[int]]) -> in
     if node.op_type == "SparseGemm":
         return 2 * math.prod(data) * weight[1]
     if "Conv" in node.op_type:
-        kernel = weight[1:-1] if node.op_type.startswith("SparseConv") else weight[2:]
+        kernel = weight[2:]
+        if node.op_type.startswith("SparseConv"):  # [G, *kernel, N]
+            kernel = weight[1:-1]
+        elif node.op_type.endswith("Panel"):  # [ceil(N / 16), *kernel, G, 16]
+            kernel = weight[1:-2]
         return 2 * math.prod(out) * data[1] * math.prod(kernel)
     return 2 * math.prod(data) * weight[0]
 
@@ -258,6 +262,9 @@ def _spent(site: SiteRecord, rows: int, survivors: Sequence[float]) -> float:
         start = end
     if site.test == "bound":
         spent += 2.0 * rows * site.groups * site.taps
+    # Where groups are chosen per image: a square and a sum for each input. An output position has as many input
+    # positions as the strides say, padding aside.
+    spent += 2.0 * rows * site.parameters.get("input_positions", 0) * site.groups
     if site.input_nonzero:  # every input of every position is compared with zero
         spent += float(rows * site.groups * site.taps)
     return spent

@@ -7,7 +7,7 @@ over the first input channels are computed by ONNX Runtime, chunk by chunk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 #: Samples that are looked at, at most, and elements of one sum.
 _SAMPLES = 64
 _ELEMENTS = 2**21
+
+
+#: Given ``X`` and what to call it in messages, the sums over each chunk, ``[B, N, *out]``.
+_Parts = Callable[[np.ndarray, str], Iterator[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,19 @@ class BlockObserver:
         self._batches = list(data.take(min(len(data), _SAMPLES), seed).batches(1))
         self._opset = model.opset
 
-    def observe(self, site: Site, order: np.ndarray, ends: Sequence[int]) -> BlockStatistics | None:
-        """The sums of one site over the first ``ends`` groups in ``order``; None if all are spoiled by NaN."""
-        weight = site.load_weight()[:, order]
-        bounds = [0, *ends, site.groups]
-        sessions = [self._chunk(site, weight[:, begin:end]) for begin, end in pairwise(bounds)]
-        sums: list[list[np.ndarray]] = [[] for _ in sessions]
+    def observe(
+        self, site: Site, order: np.ndarray | Callable[[np.ndarray], np.ndarray], ends: Sequence[int]
+    ) -> BlockStatistics | None:
+        """The sums of one site over the first ``ends`` groups in order; None if all are spoiled by NaN.
+
+        Args:
+            site: The site.
+            order: ``[G]``, or what gives it for an image ``[G, *spatial]``.
+            ends: Increasing group counts, all less than ``G``.
+        """
+        bounds = list(pairwise([0, *ends, site.groups]))
+        parts = self._chosen(site, order, bounds) if callable(order) else self._in_order(site, order, bounds)
+        sums: list[list[np.ndarray]] = [[] for _ in bounds]
         offsets, seen = [], 0
         for batch in self._batches:
             values = self._values.of([site], batch.feeds, batch.where)
@@ -73,14 +84,9 @@ class BlockObserver:
             if not np.isfinite(x).all():
                 continue
             total = np.float32(0.0)
-            begin = 0
-            for session, end, kept in zip(sessions, bounds[1:], sums, strict=True):
-                part = run(session, {"x": np.ascontiguousarray(x[:, order[begin:end]])}, batch.where, ["y"])[
-                    0
-                ]
+            for part, kept in zip(parts(x, batch.where), sums, strict=True):
                 total = total + part.reshape(*part.shape[:2], -1)
                 kept.append(total)
-                begin = end
             if site.offset:
                 offsets.append(values[site.offset].reshape(total.shape))
             seen += total.size
@@ -94,20 +100,61 @@ class BlockObserver:
         *partial, final = (np.concatenate(part) for part in sums)
         return BlockStatistics(partial, final, offset)
 
-    def _chunk(self, site: Site, weight: np.ndarray) -> InferenceSession:
-        """A session of the Conv over some of its input channels."""
+    def _in_order(self, site: Site, order: np.ndarray, bounds: Sequence[tuple[int, int]]) -> _Parts:
+        """The sums over each chunk of groups in one order."""
+        weight = site.load_weight()
+        sessions = [self._conv(site, weight[:, order[begin:end]]) for begin, end in bounds]
+
+        def parts(x: np.ndarray, where: str) -> Iterator[np.ndarray]:
+            for session, (begin, end) in zip(sessions, bounds, strict=True):
+                feeds = {"x": np.ascontiguousarray(x[:, order[begin:end]])}
+                yield run(session, feeds, where, ["y"])[0]
+
+        return parts
+
+    def _chosen(
+        self, site: Site, order_of: Callable[[np.ndarray], np.ndarray], bounds: Sequence[tuple[int, int]]
+    ) -> _Parts:
+        """The sums over each chunk of groups in each image's own order."""
+        weight = _as_conv(site, site.load_weight())
+        session = self._conv(site, None)
+
+        def parts(x: np.ndarray, where: str) -> Iterator[np.ndarray]:
+            orders = [order_of(image) for image in x]
+            for begin, end in bounds:
+                chosen = [order[begin:end] for order in orders]
+                feeds = [
+                    {"x": image[None, groups], "w": weight[:, groups]}
+                    for image, groups in zip(x, chosen, strict=True)
+                ]
+                yield np.concatenate([run(session, feed, where, ["y"])[0] for feed in feeds])
+
+        return parts
+
+    def _conv(self, site: Site, weight: np.ndarray | None) -> InferenceSession:
+        """A session of the Conv over the input channels that this weight is of; None: it is fed as ``w``."""
         assert site.conv is not None
         attributes: dict[str, Any] = {
             key: list(getattr(site.conv, key)) for key in ("strides", "dilations", "pads")
         }
-        shape = (*weight.shape[:2], *site.conv.kernel)
-        rank = len(shape)
+        rank = 2 + len(site.conv.kernel)
+        fed = ["x"] if weight is not None else ["x", "w"]
+        constants = [] if weight is None else [numpy_helper.from_array(_as_conv(site, weight), "w")]
         graph = helper.make_graph(
             [helper.make_node("Conv", ["x", "w"], ["y"], **attributes)],
             "chunk",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [f"d{i}" for i in range(rank)])],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, [f"{name}{i}" for i in range(rank)])
+                for name in fed
+            ],
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-            [numpy_helper.from_array(np.ascontiguousarray(weight).reshape(shape), "w")],
+            constants,
         )
         opsets = [helper.make_opsetid("", self._opset)]
         return open_session(helper.make_model(graph, opset_imports=opsets, ir_version=8), use_runtime=False)
+
+
+def _as_conv(site: Site, weight: np.ndarray) -> np.ndarray:
+    """``[N, G, *kernel]`` of ``[N, G, T]``."""
+    assert site.conv is not None
+    return np.ascontiguousarray(weight).reshape(*weight.shape[:2], *site.conv.kernel)

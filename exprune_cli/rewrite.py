@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,8 @@ def _record(site: Site, plan: SitePlan, names: tuple[str, str] | None) -> SiteRe
         parameters["z"] = plan.z
     if plan.block:
         parameters["block"] = plan.block
+    if plan.dynamic and site.conv is not None:
+        parameters["input_positions"] = math.prod(site.conv.strides)
     if plan.panel:
         parameters["panel"] = PANEL
     return SiteRecord(

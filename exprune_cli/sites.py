@@ -207,6 +207,8 @@ class SitePlan:
         parameters: The test's arrays, by the op's input name, e.g. ``scale`` ``[S, N]``.
         block: For a Conv that is decided in blocks: how many neighbouring positions of a channel;
             0 for an exact Conv (one chunk, no test).
+        dynamic: For a Conv in blocks: the groups of each chunk are chosen per image, by their energy; there is
+            no ``order`` then.
         panel: For a Conv: blocks are of 16 output channels x one position, and so are the weights.
         alternatives: Other forms of the site at the same budget, for timing to choose from.
         z: For ``stats``: the quantile that the test statistic is compared with.
@@ -230,6 +232,7 @@ class SitePlan:
     ends: tuple[int, ...] = ()
     parameters: dict[str, np.ndarray] = field(default_factory=dict)
     block: int | None = None
+    dynamic: bool = False
     panel: bool = False
     alternatives: tuple[SitePlan, ...] = ()
     z: float | None = None

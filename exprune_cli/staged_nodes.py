@@ -47,6 +47,6 @@ def weight_input(node: onnx.NodeProto) -> int:
 
 def least_inputs(node: onnx.NodeProto) -> int:
     """Inputs that a staged node must have for anything to be said of it."""
-    if node.op_type.startswith("Prefix"):
+    if "Prefix" in node.op_type:
         return 5  # both parts of its weight
     return 8 if "TopK" in node.op_type else weight_input(node) + 1

@@ -147,7 +147,7 @@ def _dense_weight(node: onnx.NodeProto, weights: dict[str, list[int]]) -> list[i
         return None
     if node.op_type.startswith(("Quantized", "LowRank")):
         return first
-    if node.op_type in ("ConvRelu", "PrefixConvBlock"):  # [G, N, *kernel]
+    if node.op_type in ("ConvRelu", "PrefixConvBlock", "DynamicPrefixConvBlock"):  # [G, N, *kernel]
         return [first[1], first[0], *first[2:]]
     if node.op_type.startswith("SparseConv"):  # [G, *kernel, N]
         return [first[-1], first[0], *first[1:-1]]

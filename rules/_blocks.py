@@ -1,4 +1,7 @@
-"""The staged Conv in blocks, and the exact one: weights ``[G, N, *kernel]`` in the order of the reduction."""
+"""The staged Conv in blocks, and the exact one: weights ``[G, N, *kernel]`` in the order of the reduction.
+
+Where each image has an order of its own, they are in that of the channels.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ PARAMETERS = ("scale", "shift", "limit")
 
 
 def rewrite_blocks(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, str]:
-    """Replaces the site's nodes by one ``PrefixConvBlock``, or ``ConvRelu`` where the plan has no block."""
+    """Replaces the site's nodes by one ``[Dynamic]PrefixConvBlock``, or ``ConvRelu`` where the plan has no block."""
     assert site.conv is not None
     attributes: dict[str, object] = {
         key: list(getattr(site.conv, key)) for key in ("strides", "dilations", "pads")
@@ -23,9 +26,12 @@ def rewrite_blocks(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, 
     weight = site.load_weight().transpose(1, 0, 2)
     inputs: list[gs.Tensor] = [gs.Variable(site.input)]
     if plan.block:
-        assert plan.order is not None
-        weight = weight[plan.order]
-        inputs.append(graph.constant(prefix + "order", plan.order.astype(np.int64)))
+        if plan.dynamic:
+            inputs += test_inputs(graph, site, plan, ("weight_energy",))
+        else:
+            assert plan.order is not None
+            weight = weight[plan.order]
+            inputs.append(graph.constant(prefix + "order", plan.order.astype(np.int64)))
         inputs.append(graph.constant(prefix + "ends", np.array(plan.ends, np.int64)))
     shape = (site.groups, site.outputs, *site.conv.kernel)
     inputs.append(graph.constant(prefix + "W", weight.reshape(shape)))
@@ -35,4 +41,5 @@ def rewrite_blocks(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, 
         return insert(graph, site, plan, "ConvRelu", inputs, attributes)
     inputs += test_inputs(graph, site, plan, PARAMETERS)
     inputs.append(graph.shared_constant(f"exprune/block_{plan.block}", np.array([plan.block], np.int64)))
-    return insert(graph, site, plan, "PrefixConvBlock", inputs, attributes)
+    op = "DynamicPrefixConvBlock" if plan.dynamic else "PrefixConvBlock"
+    return insert(graph, site, plan, op, inputs, attributes)

@@ -6,7 +6,7 @@ before                                                         after
 ``Conv(X, W, b)``, 1-D or 2-D, any strides, dilations, pads    ``PrefixConv<Test>(X, order, ends,
 [``-> BatchNormalization``] [``-> Add(other)``, either order]  W_head, W_tail, b', other, max,
 ``-> Relu`` or ``Clip(0, max)``                                <test arrays>)``; or
-                                                               ``PrefixConvBlock(...)``; or
+                                                               ``[Dynamic]PrefixConvBlock(...)``; or
                                                                ``SparseConvThreshold(...)``; or
                                                                ``ConvRelu(X, W, b', other, max)``;
                                                                or in panels of 16 output channels

@@ -1,12 +1,13 @@
 // ConvRelu: a 1-D or 2-D convolution with a ReLU, exact. PrefixConvBlock: the same in stages, decided in
-// blocks of one output channel x a run of output positions. Both skip the taps that only see padding.
+// blocks of one output channel x a run of output positions. DynamicPrefixConvBlock: the same with the channels of each
+// stage chosen per image, by their energy. All skip the taps that only see padding.
 #include "chunked_conv.h"
 
 namespace exprune {
 
-template <bool Staged>
-struct BlockConv : ChunkedConv<BlockConv<Staged>, Staged> {
-  using Base = ChunkedConv<BlockConv<Staged>, Staged>;
+template <bool Staged, bool ByEnergy = false>
+struct BlockConv : ChunkedConv<BlockConv<Staged, ByEnergy>, Staged, ByEnergy> {
+  using Base = ChunkedConv<BlockConv<Staged, ByEnergy>, Staged, ByEnergy>;
   static constexpr int kKernelAxis = 2;
 
   KeptMemory remembered;
@@ -44,7 +45,7 @@ struct BlockConv : ChunkedConv<BlockConv<Staged>, Staged> {
     return nullptr;
   }
 
-  OrtStatus* run(const Call& call, OrtKernelContext* context, ConvCall* conv) {
+  OrtStatus* run(const Call& call, OrtKernelContext* context, const StagedInputs& in, ConvCall* conv) {
     BlockConvCall blocks = {};
     EXPRUNE_RETURN_IF_ERROR(read_block(call, &blocks.block));
     if (Base::geometry.rank == 2 && conv->width == 1 && conv->kernel_w == 1 && conv->out_width == 1 &&
@@ -52,6 +53,7 @@ struct BlockConv : ChunkedConv<BlockConv<Staged>, Staged> {
       turn(conv);
     }
     blocks.conv = *conv;
+    blocks.weight_energy = ByEnergy ? in.weight_energy.floats() : nullptr;
     blocks.geometry = &remembered.data;
     Runner runner = {context};
     return runner.result(kernels().block_conv(blocks, runner.env(*this)), Base::op);
@@ -76,8 +78,9 @@ struct BlockConv : ChunkedConv<BlockConv<Staged>, Staged> {
 const OrtCustomOp* const* block_conv_ops(size_t* count) {
   static const Op<BlockConv<true>> block("PrefixConvBlock");
   static const Op<BlockConv<false>> exact("ConvRelu");
-  static const OrtCustomOp* const ops[] = {&block, &exact};
-  *count = 2;
+  static const Op<BlockConv<true, true>> dynamic("DynamicPrefixConvBlock");
+  static const OrtCustomOp* const ops[] = {&block, &exact, &dynamic};
+  *count = 3;
   return ops;
 }
 

@@ -14,14 +14,15 @@ struct ConvSizes {
 };
 
 // Inputs: X; order and ends if staged; W, bias, offset and max; if staged also scale, shift, limit and one more of
-// the op's own. A Derived has
+// the op's own. With ByEnergy every image has an order of its own, and weight_energy is in the place of order.
+// A Derived has
 //   kKernelAxis                            the first of W's axes that belong to the kernel
 //   read_weights(call, groups, in, sizes)  reads and checks W and bias
-//   run(call, context, conv)               reads and checks its own input, calls the kernel
-template <class Derived, bool Staged>
+//   run(call, context, in, conv)           reads and checks its own input, calls the kernel
+template <class Derived, bool Staged, bool ByEnergy = false>
 struct ChunkedConv : KernelBase {
   static constexpr size_t kWeights = Staged ? 3 : 1, kFirst = kWeights + 1, kOwn = kFirst + 6;
-  static constexpr uint32_t kInts = Staged ? (1u << kOrder) | (1u << kEnds) | (1u << kOwn) : 0u;
+  static constexpr uint32_t kInts = Staged ? (ByEnergy ? 0u : 1u << kOrder) | (1u << kEnds) | (1u << kOwn) : 0u;
   static constexpr Signature kSignature = {Staged ? 11 : 5, kInts, false};
 
   const char* op = nullptr;
@@ -29,7 +30,7 @@ struct ChunkedConv : KernelBase {
 
   OrtStatus* create(const OrtKernelInfo* info) { return geometry.read(info, op); }
 
-  // Reads and checks X, order and ends; `groups` has to live as long as `in`.
+  // Reads and checks X, order or weight_energy, and ends; `groups` has to live as long as `in`.
   OrtStatus* read_input(const Call& call, StagedInputs* in, int64_t* groups) {
     EXPRUNE_RETURN_IF_ERROR(call.input(kX, "X", ort::kFloat, &in->x));
     const int rank = 2 + geometry.rank;
@@ -39,7 +40,13 @@ struct ChunkedConv : KernelBase {
     *groups = in->x.dims[1];
     if (Staged) {
       if (*groups < 2) return call.bad("X", "must have at least two reduction groups");
-      EXPRUNE_RETURN_IF_ERROR(read_order(call, per_task, *groups, in));
+      if (ByEnergy) {
+        if (*groups > INT32_MAX) return call.bad("X", "has too many reduction groups");
+        EXPRUNE_RETURN_IF_ERROR(call.input(kOrder, "weight_energy", ort::kFloat, &in->weight_energy));
+        EXPRUNE_RETURN_IF_ERROR(call.shape(in->weight_energy, "weight_energy", "[G]", groups, 1));
+      } else {
+        EXPRUNE_RETURN_IF_ERROR(read_order(call, per_task, *groups, in));
+      }
       return read_ends(call, *groups, in);
     }
     if (*groups < 1) return call.bad("X", "must have at least one channel");
@@ -67,7 +74,7 @@ struct ChunkedConv : KernelBase {
     staged.groups = groups;
     staged.taps = sizes.taps;
     staged.chunks = in.ends.count;
-    staged.order = Staged ? in.order.ints() : nullptr;
+    staged.order = in.order.data ? in.order.ints() : nullptr;
     staged.ends = in.ends.ints();
     staged.head = in.head.floats();
     staged.bias = in.bias.floats();
@@ -103,7 +110,7 @@ struct ChunkedConv : KernelBase {
     geometry.fill(in.x.dims, kernel, y_dims, &conv);
     conv.x = in.x.floats();
     conv.y = static_cast<float*>(y);
-    return self.run(call, context, &conv);
+    return self.run(call, context, in, &conv);
   }
 };
 

@@ -28,7 +28,7 @@ struct PanelConv : ChunkedConv<PanelConv<Staged>, Staged> {
     return nullptr;
   }
 
-  OrtStatus* run(const Call& call, OrtKernelContext* context, ConvCall* conv) {
+  OrtStatus* run(const Call& call, OrtKernelContext* context, const StagedInputs&, ConvCall* conv) {
     PanelConvCall panels = {};
     if (Staged) {
       Tensor channels;

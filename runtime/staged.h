@@ -10,7 +10,7 @@ namespace exprune {
 constexpr size_t kX = 0, kOrder = 1, kEnds = 2, kHead = 3, kTail = 4, kBias = 5, kOffset = 6, kMax = 7;
 
 struct StagedInputs {
-  Tensor x, order, ends, head, tail, bias, offset, max, parameters[3], survivors;
+  Tensor x, order, weight_energy, ends, head, tail, bias, offset, max, parameters[3], survivors;
 };
 
 // Reads and checks a vector that must be a permutation of 0 to count - 1.

@@ -384,6 +384,32 @@ def prefix_conv_block(x, order, ends, w, bias, offset, ceiling, scale, shift, li
     return _blocked(x, order, ends, w, bias, offset, ceiling, (scale, shift, limit), sums, run, geometry)
 
 
+def energy_order(image, weight_energy):
+    """Groups of ``[G, *spatial]`` by falling sum of squares times ``weight_energy``, rounded to float32."""
+    largest = np.finfo(np.float32).max
+    squares = (image.astype(np.float64) ** 2).reshape(len(image), -1).sum(axis=1)
+    score = (squares * weight_energy).astype(np.float32)
+    return np.argsort(-np.where(score < largest, score, largest), kind="stable")
+
+
+def dynamic_prefix_conv_block(x, weight_energy, ends, w, bias, offset, *parameters, **geometry):
+    """Inputs: X, weight_energy, ends, W, bias, offset, max, scale, shift, limit, block."""
+    if not len(x):
+        return prefix_conv_block(x, np.arange(len(w)), ends, w, bias, offset, *parameters, **geometry)
+    each = []
+    for i, image in enumerate(x):
+        order = energy_order(image, weight_energy)
+        own = offset if offset.size == 1 else offset[i : i + 1]
+        each.append(prefix_conv_block(image[None], order, ends, w[order], bias, own, *parameters, **geometry))
+    joined = (
+        np.concatenate([getattr(e, part) for e in each], axis=1)
+        for part in ("distance", "rounding", "unsure")
+    )
+    return Outcome(
+        np.concatenate([e.output for e in each]), np.sum([e.survivors for e in each], axis=0), *joined
+    )
+
+
 def sparse_conv_threshold(x, order, ends, w, bias, offset, ceiling, scale, limit, **geometry):
     """Inputs: X, order, ends, W ``[G, *kernel, N]``, bias, offset, max, scale, limit.
 
@@ -466,6 +492,7 @@ ORACLES = {
     "PrefixConvStats": prefix_conv_stats,
     "PrefixConvBound": prefix_conv_bound,
     "PrefixConvBlock": prefix_conv_block,
+    "DynamicPrefixConvBlock": dynamic_prefix_conv_block,
     "ConvRelu": conv_relu,
     "SparseConvThreshold": sparse_conv_threshold,
     "PrefixConvPanel": prefix_conv_panel,

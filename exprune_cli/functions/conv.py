@@ -18,9 +18,11 @@ from exprune_cli.functions.staging import (
     OFFSET,
     RELU,
     THRESHOLD,
+    Chunks,
     Function,
     Layer,
     Test,
+    in_order,
     signature,
     staged,
     stats,
@@ -30,7 +32,7 @@ GEOMETRY = ("strides", "dilations", "pads")
 CONV = "Conv <strides: ints = @strides, dilations: ints = @dilations, pads: ints = @pads>"
 
 LAYER = Layer(
-    x_axis=1,
+    chunks=in_order(1),
     product=lambda x, w: f"{CONV} ({x}, {w})",
     w_axis=1,
     setup="""
@@ -106,11 +108,13 @@ INDICES = """
   swap_2 = Constant <value: tensor = int64[1] {2}> ()
 """
 
+HEAD_WEIGHTS = "head_weights = Identity (W_head)"
+
 BLOCK_LAYER = dataclasses.replace(
     LAYER,
     weights=INDICES + SWAP,
     setup=LAYER.setup.replace(
-        "head_weights = Identity (W_head)",
+        HEAD_WEIGHTS,
         # Gather keeps the kernel's sizes in shape inference, which a Slice with computed ends loses.
         """first_end = Slice (ends, index_0, index_1)
   range_start = Squeeze (index_0)
@@ -185,6 +189,67 @@ def _block(opset: int) -> Function:
         "A Conv and its ReLU, in chunks of input channels: after each chunk, blocks of one output channel x "
         "`block` neighbouring positions become 0 where the sum of the squares of what is expected of them, "
         "as far as positive, is below their limit. When all are decided the remaining chunks are skipped.",
+    )
+
+
+#: ``rank``, ``[B, G, 1, ...]``: each group's place in its image's order, by falling sum of squares times
+#: ``weight_energy``, equal ones by index. Summed in double precision, so that the float it is rounded to does not
+#: depend on the order of summation; NaN and infinity come first, where all checks see what they spoil.
+RANK = """
+  x_shape = Shape (X)
+  x_rank = Shape (x_shape)
+  x_outer = Slice (x_shape, index_0, index_2)
+  x_spatial = Slice (x_shape, index_2, x_rank)
+  pixels = ReduceProd (x_spatial)
+  x_as_rows = Concat <axis = 0> (x_outer, pixels)
+  column_shape = Concat <axis = 0> (pixels, index_1)
+  column = ConstantOfShape <value: tensor = double[1] {1}> (column_shape)
+  x_double = Cast <to = 11> (X)
+  x_squared = Mul (x_double, x_double)
+  x_rows = Reshape (x_squared, x_as_rows)
+  energy_column = MatMul (x_rows, column)
+  energy = Reshape (energy_column, x_outer)
+  energy_factor = Cast <to = 11> (weight_energy)
+  energy_product = Mul (energy, energy_factor)
+  energy_score = Cast <to = 1> (energy_product)
+  largest = Constant <value: tensor = float {3.4028234663852886e38}> ()
+  is_less = Less (energy_score, largest)
+  clean_score = Where (is_less, energy_score, largest)
+  sorted_scores, image_order = TopK <axis = 1> (clean_score, group_count)
+  sorted_groups, flat_rank = TopK <axis = 1, largest = 0> (image_order, group_count)
+  rank_shape = Concat <axis = 0> (x_outer, spatial_ones)
+  rank = Reshape (flat_rank, rank_shape)
+"""
+
+
+def _ranked(name: str, start: str, end: str) -> str:
+    """Text that makes ``{name}_groups``, true for the groups of these ranks."""
+    return f"""{name}_early = Less (rank, {start})
+    {name}_late = Not ({name}_early)
+    {name}_before_end = Less (rank, {end})
+    {name}_groups = And ({name}_late, {name}_before_end)"""
+
+
+#: Images differ in the groups of a chunk: all weights are taken, and of ``X`` the other groups are set to zero.
+DYNAMIC_LAYER = dataclasses.replace(
+    BLOCK_LAYER,
+    chunks=Chunks(
+        groups=_ranked,
+        x=lambda name: f"Where ({name}_groups, X, zero)",
+        weights=lambda weights, start, end: f"Identity ({weights})",
+        per_group="weight_energy",
+    ),
+    setup=LAYER.setup.replace(HEAD_WEIGHTS, "head_weights = Identity (weights)") + RANK,
+)
+
+
+def _dynamic_block(opset: int) -> Function:
+    inputs = "X, weight_energy, ends, W, bias, offset, max, scale, shift, limit, block"
+    return Function(
+        signature(inputs, OUTPUTS, GEOMETRY),
+        staged(DYNAMIC_LAYER, BLOCKS, COUNT_OUTPUTS, FINISH_RELU),
+        "As PrefixConvBlock, but the input channels of each chunk are chosen per image: by falling energy, the sum of "
+        "a channel's squares times `weight_energy`, which is that of its weights. `W` is in the channels' own order.",
     )
 
 
@@ -311,6 +376,7 @@ FUNCTIONS: dict[str, Callable[[int], Function]] = {
     ),
     "PrefixConvBound": _bound,
     "PrefixConvBlock": _block,
+    "DynamicPrefixConvBlock": _dynamic_block,
     "ConvRelu": _exact,
     "PrefixConvPanel": _panel,
     "ConvReluPanel": _exact_panel,

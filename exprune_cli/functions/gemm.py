@@ -18,6 +18,7 @@ from exprune_cli.functions.staging import (
     Layer,
     Test,
     chunk,
+    in_order,
     signature,
     staged,
     stats,
@@ -27,7 +28,7 @@ INPUTS = "X, order, ends, W_head, W_tail, bias, offset, max"
 OUTPUTS = "Y, survivors"
 
 LAYER = Layer(
-    x_axis=-1,
+    chunks=in_order(-1),
     product=lambda x, w: f"MatMul ({x}, {w})",
     w_axis=0,
     setup="""

@@ -45,11 +45,39 @@ class Function:
 
 
 @dataclass(frozen=True)
+class Chunks:
+    """How the groups of a chunk are taken out of ``X`` and of the weights.
+
+    Attributes:
+        groups: Given a chunk's name and the names of its first position and of its end, text that makes
+            ``{name}_groups``.
+        x: Given a chunk's name, the text of an op that takes its part of ``X``.
+        weights: Given the names of weights, of a first position and of an end, the same for the weights.
+        per_group: Name of an input with one value per group.
+    """
+
+    groups: Callable[[str, str, str], str]
+    x: Callable[[str], str]
+    weights: Callable[[str, str, str], str]
+    per_group: str
+
+
+def in_order(x_axis: int) -> Chunks:
+    """Chunks of one order for all of ``X``, whose groups are on this axis."""
+    return Chunks(
+        groups=lambda name, start, end: f"{name}_groups = Slice (order, {start}, {end})",
+        x=lambda name: f"Gather <axis = {x_axis}> (X, {name}_groups)",
+        weights=lambda weights, start, end: f"Slice ({weights}, {start}, {end}, w_axis)",
+        per_group="order",
+    )
+
+
+@dataclass(frozen=True)
 class Layer:
     """How a family of layers multiplies.
 
     Attributes:
-        x_axis: Axis of ``X`` that holds the groups.
+        chunks: How the groups of a chunk are taken.
         product: Given the names of an input and of its weights, the text of the linear op.
         w_axis: Axis of the groups in the weights as ``product`` takes them.
         setup: Text that makes ``per_output``, ``all_weights`` and ``head_weights`` (the latter
@@ -57,7 +85,7 @@ class Layer:
         weights: Text that makes ``weights``.
     """
 
-    x_axis: int
+    chunks: Chunks
     product: Callable[[str, str], str]
     w_axis: int
     setup: str
@@ -160,9 +188,9 @@ def chunk(layer: Layer, name: str, first: str, last: str) -> str:
     return f"""
     {name}_start = Gather (bounds, {first})
     {name}_end = Gather (bounds, {last})
-    {name}_groups = Slice (order, {name}_start, {name}_end)
-    {name}_x = Gather <axis = {layer.x_axis}> (X, {name}_groups)
-    {name}_w = Slice (tested_w, {name}_start, {name}_end, w_axis)
+    {layer.chunks.groups(name, f"{name}_start", f"{name}_end")}
+    {name}_x = {layer.chunks.x(name)}
+    {name}_w = {layer.chunks.weights("tested_w", f"{name}_start", f"{name}_end")}
 """
 
 
@@ -190,12 +218,12 @@ def staged(layer: Layer, test: Test, count: str, finish: str, work: tuple[str, s
     return f"""{CONSTANTS}
   {layer.weights}
   bounds = Concat <axis = 0> (index_0, ends)
-  group_count = Shape (order)
+  group_count = Shape ({layer.chunks.per_group})
   groups = Cast <to = 1> (group_count)
 {layer.setup}
   head_end = Slice (ends, index_0, index_1)
-  head_groups = Slice (order, index_0, head_end)
-  head_x = Gather <axis = {layer.x_axis}> (X, head_groups)
+  {layer.chunks.groups("head", "index_0", "head_end")}
+  head_x = {layer.chunks.x("head")}
   head = {layer.product("head_x", "head_weights")}
   head_shape = Shape (head)
   everything = ConstantOfShape <value: tensor = bool[1] {{1}}> (head_shape)
@@ -207,9 +235,9 @@ def staged(layer: Layer, test: Test, count: str, finish: str, work: tuple[str, s
   w_axis = Constant <value: tensor = int64[1] {{{layer.w_axis}}}> ()
   last_start = Gather (bounds, checks)
   last_end = Gather (bounds, chunks)
-  last_groups = Slice (order, last_start, last_end)
-  last_w = Slice (all_weights, last_start, last_end, w_axis)
-  tested_w = Slice (all_weights, index_0, last_start, w_axis)
+  {layer.chunks.groups("last", "last_start", "last_end")}
+  last_w = {layer.chunks.weights("all_weights", "last_start", "last_end")}
+  tested_w = {layer.chunks.weights("all_weights", "index_0", "last_start")}
   tested{result}, undecided, counts{works} = Loop (checks, true, head{state}, everything) <body = stage
     (int64 check, bool going, float[] partial{state_in}, bool[] open)
     => (bool more, float[] grown{state_out}, bool[] left, int64 count{work_out}) {{
@@ -245,7 +273,7 @@ def staged(layer: Layer, test: Test, count: str, finish: str, work: tuple[str, s
   after_last_check = Gather ({survivors}, flat)
   unfinished = Greater (after_last_check, index_0)
   total = If (unfinished) <then_branch = last_chunk () => (float[] finished) {{
-    last_x = Gather <axis = {layer.x_axis}> (X, last_groups)
+    last_x = {layer.chunks.x("last")}
     last_part = {layer.product("last_x", "last_w")}
     finished = Add (tested, last_part)
   }}, else_branch = all_decided () => (float[] unchanged) {{

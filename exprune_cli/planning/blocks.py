@@ -7,11 +7,15 @@ The final sum of output n is predicted from its partial sum as in :mod:`.calibra
 computes in four operations. A block's score is the sum of these over its positions, and its limit is one
 number for the whole site: skipping any block of a site saves the same work. The limit is the largest one
 at which the energy that the blocks below it really lose, on the images looked at, stays in the budget.
+
+The groups before the check are the same for all images, or those that have the most energy in the image at hand: where
+energies change from input to input, fewer of them tell as much.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -57,7 +61,7 @@ def candidate_ends(groups: int) -> tuple[int, ...]:
 
 def plan_blocks(
     site: Site,
-    order: np.ndarray,
+    order: np.ndarray | None,
     ends: Sequence[int],
     statistics: BlockStatistics,
     budgets: Sequence[float],
@@ -66,7 +70,7 @@ def plan_blocks(
 
     Args:
         site: The site.
-        order: ``[G]``, the order of the groups.
+        order: ``[G]``, the order of the groups; None where each image has its own.
         ends: Candidate positions of the one check.
         statistics: Sums at those ends.
         budgets: Shares of the site's energy that may be lost, rising.
@@ -93,9 +97,9 @@ def plan_blocks(
             for i, budget in enumerate(budgets):
                 count = int(np.searchsorted(cumulated, budget * total, side="right"))
                 share = float(shares[count - 1]) if count else 0.0
-                gain = 1 - LENGTHS[length] * (end + (1 - share) * (site.groups - end)) / site.groups
-                if count and gain > saved[i]:
-                    saved[i] = gain
+                saves = _saving(site, end, length, share, order is None)
+                if count and saves > saved[i]:
+                    saved[i] = saves
                     plan = checked_once(
                         site,
                         order,
@@ -107,12 +111,42 @@ def plan_blocks(
                         f"blocks of {length} positions",
                     )
                     best[i] = dataclasses.replace(plan, block=length)
-    return best
+    return best if order is not None else _chosen_per_input(site, best)
+
+
+def _chosen_per_input(site: Site, plans: Sequence[SitePlan]) -> list[SitePlan]:
+    """Of plans without an order those that are not exact, with what the choice of groups needs."""
+    energies = {"weight_energy": chunks.weight_energy(site.load_weight()).astype(np.float32)}
+    return [
+        dataclasses.replace(
+            plan,
+            reason=f"{plan.reason}, chosen per input",
+            dynamic=True,
+            parameters={**plan.parameters, **energies},
+        )
+        if plan.block
+        else plan
+        for plan in plans
+    ]
+
+
+def saving(site: Site, plan: SitePlan) -> float:
+    """Share of the layer that a plan in blocks is expected to save, counted in blocks of the longest; 0 if exact."""
+    if not plan.block or not plan.pruned:
+        return 0.0
+    return _saving(site, plan.ends[0], plan.block, plan.pruned[0], plan.dynamic)
+
+
+def _saving(site: Site, end: int, length: int, share: float, dynamic: bool) -> float:
+    computed = LENGTHS[length] * (end + (1 - share) * (site.groups - end)) / site.groups
+    if dynamic and site.conv is not None:  # a multiply-accumulate for each input
+        computed += math.prod(site.conv.strides) / (site.outputs * site.taps)
+    return 1 - computed
 
 
 def checked_once(
     site: Site,
-    order: np.ndarray,
+    order: np.ndarray | None,
     end: int,
     fit: Mapping[str, np.ndarray],
     limits: np.ndarray,
@@ -124,7 +158,7 @@ def checked_once(
 
     Args:
         site: The site.
-        order: ``[G]``, the order of the groups.
+        order: ``[G]``, the order of the groups; None where each image has its own.
         end: Groups before the check.
         fit: ``scale`` and ``shift`` per output, ``[N]`` each.
         limits: One per row of blocks, ``[N]`` or one per panel.

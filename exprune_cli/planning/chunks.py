@@ -33,7 +33,7 @@ def energy_order(
         statistics: Supplies ``E[x_g^2]``; without it the weights alone decide.
         alive: ``[G]`` positive, where zeros of the input are skipped.
     """
-    energy = np.square(weight, dtype=np.float64).sum(axis=(0, 2))
+    energy = weight_energy(weight)
     if statistics is not None and statistics.elements:
         energy = energy * (statistics.energy / statistics.elements)
     if nonzero_share(weight) < 1:
@@ -41,6 +41,23 @@ def energy_order(
     if alive is not None:
         energy = energy / alive
     return np.argsort(-energy, kind="stable").astype(np.int64)
+
+
+def weight_energy(weight: np.ndarray) -> np.ndarray:
+    """``[G]`` float64: each group's sum of squared weights, of ``[N, G, T]``."""
+    energy: np.ndarray = np.square(weight, dtype=np.float64).sum(axis=(0, 2))
+    return energy
+
+
+def image_order(image: np.ndarray, energies: np.ndarray) -> np.ndarray:
+    """``[G]`` int64: groups by falling energy in one image, equal ones by index, as a dynamic prefix takes them.
+
+    Args:
+        image: ``[G, *spatial]``, finite.
+        energies: ``[G]`` float32, :func:`weight_energy`.
+    """
+    squares = np.square(image, dtype=np.float64).reshape(len(image), -1).sum(axis=1)
+    return np.argsort(-(squares * energies).astype(np.float32), kind="stable").astype(np.int64)
 
 
 def cumulative_work(

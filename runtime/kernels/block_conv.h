@@ -3,14 +3,16 @@
 // A task owns some images and some output channels. It goes through the input channels chunk by chunk, small
 // enough for the caches: packs them (block_conv_plan.h), and adds them for all channels of every block that
 // are still undecided, several channels x kMostVectors vectors of positions at a time. Weights are read as
-// [group][output][tap], so any list of output channels costs the same as all of them.
+// [group][output][tap], so any list of output channels costs the same as all of them, and so do groups in any order.
 #pragma once
 
 #include "block_conv_plan.h"
 #include "block_conv_product.h"
+#include "energy_order.h"
 #include "prefix_gemm.h"
 #include "registry.h"
 #include "simd.h"
+#include "tasks.h"
 
 namespace exprune {
 namespace EXPRUNE_ISA {
@@ -22,13 +24,24 @@ struct BlockConvPlan {
   int64_t images, image_parts;    // of a task; tasks along the batch
   int64_t outputs, output_parts;  // of a task; tasks along the output channels
   int64_t channels;               // added at a time
+  bool by_image;                  // images have orders of their own; where they have no elements, any order will do
   int64_t ahead;                  // channels between fetching weights and their use
   float* packed;                  // [batch][G][plane], or null: every task packs what it needs
+  int64_t* rows;                  // [batch, or 1][row_step]: of each group of the reduction its row in head
+  int64_t row_step;               // G and what may be fetched beyond
   int64_t* counts;                // [tasks][S]
   std::atomic<bool> failed{false};
 
+  const int64_t* rows_of(int64_t image) const { return rows + (by_image ? image * row_step : 0); }
+  // Of each group of the reduction its channel in X.
+  const int64_t* channels_of(int64_t image) const {
+    const int64_t* order = call->conv.staged.order;
+    return order ? order : rows_of(image);
+  }
+
   static void task(void* user, size_t index);
   static void pack_task(void* user, size_t index);
+  static void order_task(void* user, size_t index);
 };
 
 // Channels of the reduction that one packing task takes.
@@ -64,12 +77,12 @@ struct BlockConvTask {
 
   // Packs the channels begin .. end of the reduction.
   void pack(int64_t begin, int64_t end) const {
-    const int64_t* order = c.staged.order;
+    const int64_t* channels = plan.channels_of(image);
     const int64_t size = c.height * c.width;
     float* out = panel;
     for (int64_t k = begin; k < end; k++) {
       for (int64_t i = 0; i < images; i++, out += g.plane) {
-        pack_channel(g, c.x + ((image + i) * c.staged.groups + (order ? order[k] : k)) * size, out);
+        pack_channel(g, c.x + ((image + i) * c.staged.groups + channels[k]) * size, out);
       }
     }
   }
@@ -85,7 +98,8 @@ struct BlockConvTask {
     const float* planes = plan.packed ? plan.packed + (image * conv.staged.groups + begin) * g.plane
                                       : panel + block / g.blocks * g.plane;
     const float* x = planes + in_image * g.block_positions + g.tile_begin(tile) * kLanes;
-    const float* weights = conv.staged.head + (begin * conv.staged.outputs + first) * taps;
+    const float* weights = conv.staged.head + first * taps;
+    const int64_t* rows = plan.rows_of(image) + begin;
     const float* w[16];
     float* s[16];
     for (int64_t part = 0; part < parts; part++) {
@@ -98,17 +112,18 @@ struct BlockConvTask {
         }
         // A short chunk of long rows is followed by the same rows' next chunk, soon enough to fetch it from
         // memory; short rows by the next rows.
-        const float* next = w[0] + (end - begin) * conv.staged.outputs * taps;
-        if (ahead < plan.channels && part + 1 < parts) next = weights + outputs_left[size] * taps + segment.first;
+        const bool turn = ahead < plan.channels && part + 1 < parts;
         const Group group = {x + segment.begin * kLanes,
                              x_step,
                              w,
                              conv.staged.outputs * taps,
+                             rows,
                              g.offsets + segment.first,
                              segment.count,
                              end - begin,
                              ahead,
-                             next,
+                             turn ? (outputs_left[size] - outputs_left[0]) * taps : 0,
+                             turn ? rows : rows + (end - begin),
                              s};
         add_group_of(segment.end - segment.begin, static_cast<int>(size))(group);
       }
@@ -255,9 +270,22 @@ inline void BlockConvPlan::pack_task(void* user, size_t index) {
   const int64_t parts = blocks_of(c.staged.groups, kPackChannels), groups = c.staged.groups;
   const int64_t image = static_cast<int64_t>(index) / parts, first = static_cast<int64_t>(index) % parts * kPackChannels;
   for (int64_t k = first; k < min_of(groups, first + kPackChannels); k++) {
-    const int64_t channel = c.staged.order ? c.staged.order[k] : k;
+    const int64_t channel = plan.channels_of(image)[k];
     pack_channel(g, c.x + (image * groups + channel) * c.height * c.width, plan.packed + (image * groups + k) * g.plane);
   }
+}
+
+inline void BlockConvPlan::order_task(void* user, size_t index) {
+  BlockConvPlan& plan = *static_cast<BlockConvPlan*>(user);
+  const ConvCall& c = plan.call->conv;
+  const int64_t image = static_cast<int64_t>(index), pixels = c.height * c.width;
+  int64_t* order = plan.rows + image * plan.row_step;
+  if (!energy_order(c.staged, c.x + image * c.staged.groups * pixels, pixels, plan.call->weight_energy,
+                    *plan.env->per_task, order)) {
+    plan.failed = true;
+    return;
+  }
+  for (int64_t k = c.staged.groups; k < plan.row_step; k++) order[k] = order[k - c.staged.groups];
 }
 
 // Sums of a task, and the packed channels of a tile, that the caches are meant to hold.
@@ -268,6 +296,8 @@ constexpr int64_t kPackedBytes = 16 << 20;
 constexpr int64_t kFetchTaps = 512;
 // Weights of so many bytes do not stay in the caches from one run to the next.
 constexpr int64_t kFetchBytes = 3 << 20;
+// Elements of X whose energies are worth other threads.
+constexpr int64_t kOrderWork = 1 << 17;
 // Multiply-accumulates that are worth a task.
 constexpr int64_t kTaskWork = 3 << 20;
 
@@ -289,13 +319,25 @@ static void divide(BlockConvPlan& plan) {
   if (c.batch < 4) {
     const int64_t parts = max_of(1, min_of(min_of(4, p.outputs / 16), work / kTaskWork));
     plan.outputs = blocks_of(p.outputs, parts);
-  } else {
-    // Weights are read once for all images of a task.
+  } else if (!plan.by_image) {
+    // Weights are read once for all images of a task, if these have one order.
     plan.images = max_of(1, min_of(kSumsBytes / (per_output * plan.outputs), c.batch / 4));
   }
   plan.outputs = min_of(plan.outputs, max_of(16, 4 * kSumsBytes / per_output));
   plan.output_parts = blocks_of(p.outputs, plan.outputs);
   plan.image_parts = blocks_of(c.batch, plan.images);
+  plan.row_step = p.groups + plan.channels;
+}
+
+// Fills the rows: each image's own order, or all in order.
+static bool set_rows(BlockConvPlan& plan) {
+  const ConvCall& c = plan.call->conv;
+  if (plan.by_image) {
+    const bool alone = times(c.batch * c.staged.groups, c.height * c.width) < kOrderWork;
+    return run_tasks(*plan.env, alone, c.batch, BlockConvPlan::order_task, &plan) && !plan.failed;
+  }
+  for (int64_t k = 0; k < plan.row_step; k++) plan.rows[k] = k < c.staged.groups ? k : k - c.staged.groups;
+  return true;
 }
 
 static bool block_conv(const BlockConvCall& call, const Env& env) {
@@ -316,6 +358,7 @@ static bool block_conv(const BlockConvCall& call, const Env& env) {
   plan.call = &call;
   plan.env = &env;
   plan.geometry = geometry;
+  plan.by_image = call.weight_energy && c.height * c.width > 0;
   divide(plan);
   const int64_t tasks = plan.image_parts * plan.output_parts;
   bool done = false;
@@ -326,6 +369,7 @@ static bool block_conv(const BlockConvCall& call, const Env& env) {
     const auto layout = [&](char* base) {
       Carver carver(base);
       plan.counts = carver.take<int64_t>(tasks * checks);
+      plan.rows = carver.take<int64_t>(times(plan.by_image ? c.batch : 1, plan.row_step));
       plan.packed = once ? carver.take<float>(c.batch * c.staged.groups * geometry->plane) : nullptr;
       return carver.used();
     };
@@ -333,7 +377,8 @@ static bool block_conv(const BlockConvCall& call, const Env& env) {
     if (scratch.data()) {
       layout(scratch.data());
       const int64_t packing = c.batch * blocks_of(c.staged.groups, kPackChannels);
-      done = !once || env.parallel(env.context, static_cast<size_t>(packing), BlockConvPlan::pack_task, &plan);
+      done = set_rows(plan);
+      done = done && (!once || env.parallel(env.context, static_cast<size_t>(packing), BlockConvPlan::pack_task, &plan));
       done = done && env.parallel(env.context, static_cast<size_t>(tasks), BlockConvPlan::task, &plan);
       add_up(plan.counts, done ? tasks : 0, checks, c.survivors);
     }

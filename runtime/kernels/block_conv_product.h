@@ -21,12 +21,14 @@ constexpr int block_outputs(int vn) {
 struct Group {
   const float* x;          // packed, first channel
   int64_t x_step;          // floats between channels
-  const float* const* w;   // [outputs] first channel, first tap
-  int64_t w_step;          // floats between channels
+  const float* const* w;   // [outputs] row 0, first tap
+  int64_t w_step;          // floats between rows
+  const int64_t* rows;     // [channels], each channel's row of weights
   const int32_t* offsets;  // [taps]
   int64_t taps, channels;
   int64_t ahead;           // how many channels ahead weights are fetched, 0: not
-  const float* next;       // weights of the first channel that will probably be read after the last
+  int64_t next;            // what will probably be read after the last: weights so far from w,
+  const int64_t* next_rows;  // [ahead] in these rows
   float* const* sums;      // [outputs]
 };
 
@@ -60,13 +62,14 @@ __attribute__((noinline)) static void add_group(const Group& group) {
   const float* x = group.x;
   const int32_t* const offsets = group.offsets;
   const int64_t taps = group.taps;
-  // One index moves for all weights: a pointer each would not fit the registers.
-  const int64_t end = group.channels * group.w_step;
-  for (int64_t step = 0; step < end; step += group.w_step) {
+  for (int64_t channel = 0; channel < group.channels; channel++) {
     if (group.ahead) {
-      const int64_t ahead = step + group.ahead * group.w_step;
-      fetch(group.w, Outputs, taps, ahead < end ? ahead : group.next - group.w[0] + (ahead - end));
+      const int64_t later = channel + group.ahead, after = later - group.channels;
+      fetch(group.w, Outputs, taps,
+            after < 0 ? group.rows[later] * group.w_step : group.next + group.next_rows[after] * group.w_step);
     }
+    // One index moves for all weights: a pointer each would not fit the registers.
+    const int64_t step = group.rows[channel] * group.w_step;
     const int32_t* tap = offsets;
     for (int64_t k = step; k < step + taps; k++) {
       const float* at = x + *tap++;

@@ -96,10 +96,12 @@ struct ConvCall {
 // A convolution in blocks of one output channel x `block` output positions of an image, row by row. In
 // `staged`: head holds all weights [G, N, T] in the order of the reduction, tail is null, order may be null
 // (0 to G-1), and there may be one chunk only, which is then an exact convolution. first, second and third
-// are scale, shift and limit.
+// are scale, shift and limit. With weight_energy every image has an order of its own: by falling sum of the squares
+// of a group in the image times weight_energy, equal ones by index; head is then in the order of X's groups.
 struct BlockConvCall {
   ConvCall conv;
   int64_t block;
+  const float* weight_energy;  // [G], or null
   Kept geometry;  // what the kernel remembers of a shape
 };
 

@@ -65,6 +65,24 @@ CASES = [
         {"x": (5, 4), "head": (100, 2), "y": (5,)},
         2 * 500 * 4,
     ),
+    *(
+        (
+            node(op, f"x {first} ends w b o m scale shift limit block", "y s", flops.DOMAIN),
+            {"x": (1, 3, 6, 6), "w": (3, 8, 3, 3), "y": (1, 8, 4, 4)},
+            2 * 128 * 27,
+        )
+        for op, first in (("PrefixConvBlock", "order"), ("DynamicPrefixConvBlock", "energy"))
+    ),
+    (
+        node("PrefixConvPanel", "x order ends w b o m scale shift limit channels", "y s", flops.DOMAIN),
+        {"x": (1, 3, 6, 6), "w": (2, 3, 3, 3, 16), "y": (1, 20, 4, 4)},
+        2 * 320 * 27,
+    ),
+    (
+        node("ConvReluPanel", "x w b o m", "y s", flops.DOMAIN),
+        {"x": (2, 3, 9), "w": (2, 5, 3, 16), "y": (2, 20, 5)},
+        2 * 200 * 15,
+    ),
     (
         node("SparseGemm", "x w b", "y s", flops.DOMAIN),
         {"x": (2, 6, 4), "w": (4, 9), "y": (2, 6, 9)},
@@ -169,6 +187,17 @@ def test_spent_stats_of_an_argmax_adds_the_cross_terms() -> None:
 def test_spent_counts_taps() -> None:
     record = site("threshold", ends=(8, 16), taps=9)
     assert flops.spent_flops(record, 3, [6]) == 2 * 30 * 8 * 9 + 30 + 2 * 6 * 8 * 9
+
+
+def test_spent_dynamic_adds_the_energies_of_the_input() -> None:
+    """Two for each input, of which there are four for an output position at strides of 2."""
+    fixed, dynamic = site("calibrated", ends=(8, 16), taps=9), site("calibrated", ends=(8, 16), taps=9)
+    fixed.parameters["block"] = 64
+    dynamic.parameters |= {"block": 64, "input_positions": 4}
+    work = 2 * 30 * 8 * 9 + 6 * 30 + 2 * 6 * 8 * 9
+    assert flops.spent_flops(fixed, 3, [6]) == work
+    assert flops.spent_flops(dynamic, 3, [6]) == work + 2 * 3 * 4 * 16
+    assert flops.estimate_flops(dynamic, 3) == flops.estimate_flops(fixed, 3) + 2 * 3 * 4 * 16
 
 
 def test_spent_sparse() -> None:

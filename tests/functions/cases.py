@@ -86,7 +86,7 @@ def make_case(
     ends = _ends(rng, groups, chunks) if ends is None else np.array(ends, np.int64)
     weights = _floats(rng, outputs, groups, *taps) / np.float32(math.sqrt(groups * math.prod(taps)))
     checks, head = len(ends) - 1, int(ends[0])
-    if op in ("ConvRelu", "PrefixConvBlock", "ConvReluPanel", "PrefixConvPanel"):
+    if op.endswith(("ConvRelu", "PrefixConvBlock", "ConvReluPanel", "PrefixConvPanel")):
         return _block_case(rng, op, x, weights, ends, full_offset, ceiling, strides, dilations, pads)
     inputs = {"X": x, "order": rng.permutation(groups).astype(np.int64), "ends": ends}
     if op == "SparseConvThreshold":
@@ -151,6 +151,10 @@ def _block_case(rng, op, x, weights, ends, full_offset, ceiling, strides, dilati
         return Case(op, inputs, attributes)
     run = int(rng.integers(1, 20))
     first = {"X": inputs.pop("X"), "order": rng.permutation(groups).astype(np.int64), "ends": ends}
+    if op == "DynamicPrefixConvBlock":
+        size = np.exp(_floats(rng, *x.shape[:2])).reshape(*x.shape[:2], *[1] * rank)
+        energies = np.square(inputs["W"]).reshape(groups, -1).sum(axis=1)
+        first = {"X": x * size, "weight_energy": energies, "ends": ends}
     more = {
         "scale": 1 + abs(_floats(rng, checks, outputs)) * np.float32(0.3),
         "shift": _floats(rng, checks, outputs) * np.float32(0.3),

@@ -73,7 +73,11 @@ def _numbers(call: Call, rng: np.random.Generator) -> bool:
     if name == "W" and call.op in ("ConvRelu", "ConvReluPanel", "SparseGemm", "SparseConvThreshold"):
         # Such weights are refused by the rules: a product with a skipped zero would be a NaN.
         return bool(np.isfinite(value).all())
-    if call.op in ("PrefixConvBlock", "PrefixConvPanel") and name == "W" and not np.isfinite(value).all():
+    if (
+        call.op.endswith(("PrefixConvBlock", "PrefixConvPanel"))
+        and name == "W"
+        and not np.isfinite(value).all()
+    ):
         return False
     return (name not in PROMISES or _is_parameter(call, name)) and not _is_bounded(call, name)
 

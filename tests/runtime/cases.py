@@ -36,6 +36,10 @@ INPUTS = {
         *("X", "order", "ends", "W", "bias", "offset", "max"),
         *("scale", "shift", "limit", "block"),
     ),
+    "DynamicPrefixConvBlock": (
+        *("X", "weight_energy", "ends", "W", "bias", "offset", "max"),
+        *("scale", "shift", "limit", "block"),
+    ),
     "ConvReluPanel": ("X", "W", "bias", "offset", "max"),
     "PrefixConvPanel": (
         *("X", "order", "ends", "W", "bias", "offset", "max"),

@@ -14,7 +14,7 @@ from exprune_cli.planning.bound import bound_parameters
 
 from . import quantized
 from .cases import KINDS, random_site
-from .test_block_conv import block_inputs, exact_inputs
+from .test_block_conv import block_inputs, exact_inputs, inputs_of
 from .test_low_rank import case as low_rank_case
 from .test_panel_conv import panel_inputs
 from .test_sparse_conv import sparse_inputs
@@ -68,12 +68,12 @@ def valid(op: str, rng: np.random.Generator) -> Call:
         rank, full = int(rng.integers(1, 12)), bool(rng.integers(2))
         inputs = low_rank_case(kind, seed, (rows,), outputs=outputs, groups=groups, rank=rank, full=full)
         return Call(op, inputs, flags if kind == "ArgMax" else {})
-    if op in ("ConvRelu", "PrefixConvBlock"):
+    if op in ("ConvRelu", "PrefixConvBlock", "DynamicPrefixConvBlock"):
         shape = {**_conv(rng), "block": int(rng.choice([1, 5, 16, 64]))}
         more = {"batch": min(rows, 5), "outputs": min(outputs, 33), "groups": min(groups, 16)}
         full, clipped = bool(rng.integers(2)), bool(rng.integers(2))
         inputs, attributes = block_inputs(seed, **shape, **more, full=full, clipped=clipped)
-        return Call(op, exact_inputs(inputs) if op == "ConvRelu" else inputs, attributes)
+        return Call(op, inputs_of(op, inputs), attributes)
     if op == "SparseConvThreshold":
         more = {"batch": min(rows, 5), "outputs": min(outputs, 33), "groups": min(groups, 16)}
         full, clipped = bool(rng.integers(2)), bool(rng.integers(2))

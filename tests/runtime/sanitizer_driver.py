@@ -15,8 +15,9 @@ from exprune_cli.functions import OPS
 from .cases import KINDS, run
 from .ops import model, open_session, valid
 from .quantized import BAD, good, run_quantized
-from .test_block_conv import BAD_BLOCKS, CASES, block_inputs, exact_inputs
+from .test_block_conv import BAD_BLOCKS, BLOCK_OPS, CASES, block_inputs, exact_inputs, inputs_of
 from .test_door import BAD_CONV, BAD_GEMM, CONV, conv_inputs, gemm_inputs
+from .test_dynamic_block_conv import BAD_DYNAMIC
 from .test_low_rank import case as low_rank_case
 from .test_low_rank import run as run_low_rank
 from .test_packed import relu_call, sparse_call
@@ -63,15 +64,17 @@ def address(library: str) -> None:
     for sizes in CASES:
         for batch in (1, 5):
             inputs, attributes = block_inputs(**sizes, batch=batch)
-            run(library, "PrefixConvBlock", inputs, threads=2, **attributes)
-            run(library, "ConvRelu", exact_inputs(inputs), threads=2, **attributes)
+            for op in BLOCK_OPS:
+                run(library, op, inputs_of(op, inputs), threads=2, **attributes)
     for sizes in PANELS:
         for batch in (1, 3):
             inputs, attributes = panel_inputs(**sizes, batch=batch)
             run(library, "PrefixConvPanel", inputs, threads=2, **attributes)
             run(library, "ConvReluPanel", exact_inputs(inputs), threads=2, **attributes)
+    dynamic = "DynamicPrefixConvBlock"
     for op, bad, inputs, attributes in (
         ("PrefixConvBlock", BAD_BLOCKS, *block_inputs()),
+        (dynamic, BAD_DYNAMIC, inputs_of(dynamic, block_inputs()[0]), block_inputs()[1]),
         ("PrefixConvPanel", BAD_PANELS, *panel_inputs()),
         ("PrefixGemmThreshold", BAD_GEMM, gemm_inputs(), {}),
         ("PrefixConvThreshold", BAD_CONV, conv_inputs(), CONV),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.oracle import ROUNDING, conv_relu, prefix_conv_block
+from tests.oracle import ORACLES, ROUNDING, prefix_conv_block
 
 from .cases import random_ends, relaxed, run, spoil
 
@@ -54,9 +54,28 @@ def block_inputs(
     return inputs, {"strides": list(strides), "dilations": list(dilations), "pads": list(pads)}
 
 
+#: All that a ``PrefixConvBlock``'s inputs can be made those of.
+BLOCK_OPS = ("PrefixConvBlock", "DynamicPrefixConvBlock", "ConvRelu")
+
+
 def exact_inputs(inputs):
     """Those of a ``ConvRelu``."""
     return {name: inputs[name] for name in ("X", "W", "bias", "offset", "max")}
+
+
+def inputs_of(op, inputs):
+    """Those of one of ``BLOCK_OPS``; for the dynamic one, of images that differ in their channels' energies."""
+    if op == "ConvRelu":
+        return exact_inputs(inputs)
+    if op == "PrefixConvBlock":
+        return inputs
+    x, w = inputs["X"], inputs["W"]
+    size = np.exp(np.random.default_rng(len(w)).standard_normal(x.shape[:2])).astype(np.float32)
+    own = {
+        "X": x * size.reshape(*size.shape, *[1] * (x.ndim - 2)),
+        "weight_energy": np.square(w).reshape(len(w), -1).sum(axis=1),
+    }
+    return own | {name: value for name, value in inputs.items() if name not in ("X", "order")}
 
 
 def compare(want, y, survivors):
@@ -76,13 +95,11 @@ def compare(want, y, survivors):
 
 
 def check(library, inputs, attributes, threads=1):
-    with np.errstate(all="ignore"):
-        want = prefix_conv_block(*inputs.values(), **attributes)
-        exact = conv_relu(*exact_inputs(inputs).values(), **attributes)
-    y, survivors = run(library, "PrefixConvBlock", inputs, threads, **attributes)
-    compare(want, y, survivors)
-    compare(exact, *run(library, "ConvRelu", exact_inputs(inputs), threads, **attributes))
-    return want
+    for op in BLOCK_OPS:
+        own = inputs_of(op, inputs)
+        with np.errstate(all="ignore"):
+            want = ORACLES[op](*own.values(), **attributes)
+        compare(want, *run(library, op, own, threads, **attributes))
 
 
 #: Shapes that take different ways through the kernels.
@@ -145,10 +162,11 @@ def test_any_shape(library, data, seed, rank):
 def test_threads_change_nothing(best_library):
     for case in CASES[:4] + CASES[6:8]:
         inputs, attributes = block_inputs(**case, batch=3)
-        one = run(best_library, "PrefixConvBlock", inputs, 1, **attributes)
-        two = run(best_library, "PrefixConvBlock", inputs, 2, **attributes)
-        np.testing.assert_array_equal(one[0], two[0])
-        np.testing.assert_array_equal(one[1], two[1])
+        for op in BLOCK_OPS:
+            own = inputs_of(op, inputs)
+            one, two = (run(best_library, op, own, threads, **attributes) for threads in (1, 2))
+            np.testing.assert_array_equal(one[0], two[0])
+            np.testing.assert_array_equal(one[1], two[1])
 
 
 def test_a_session_sees_other_shapes(library):
@@ -227,21 +245,21 @@ BAD_BLOCKS = {
 def test_bad_inputs(best_library, name):
     inputs, attributes = block_inputs()
     where, value = BAD_BLOCKS[name]
-    with pytest.raises(Exception, match="PrefixConvBlock: "):
-        run(best_library, "PrefixConvBlock", {**inputs, where: value}, **attributes)
-    if where in exact_inputs(inputs) and name != "one group":
-        with pytest.raises(Exception, match="ConvRelu: "):
-            run(best_library, "ConvRelu", exact_inputs({**inputs, where: value}), **attributes)
+    for op in BLOCK_OPS:
+        own = inputs_of(op, inputs)
+        if where in own and not (op == "ConvRelu" and name == "one group"):
+            with pytest.raises(Exception, match=f"{op}: "):
+                run(best_library, op, {**own, where: value}, **attributes)
 
 
-@pytest.mark.parametrize("op", ["PrefixConvBlock", "ConvRelu"])
+@pytest.mark.parametrize("op", BLOCK_OPS)
 @pytest.mark.parametrize(
     "bad", [{"strides": [0, 1]}, {"pads": [0, 0]}, {"dilations": [1, 2**63 - 1]}], ids=str
 )
 def test_bad_attributes(best_library, op, bad):
     inputs, attributes = block_inputs()
     with pytest.raises(Exception, match=op):
-        run(best_library, op, inputs if op == "PrefixConvBlock" else exact_inputs(inputs), **attributes | bad)
+        run(best_library, op, inputs_of(op, inputs), **attributes | bad)
 
 
 def test_padding_far_too_large(best_library):

@@ -11,7 +11,7 @@ from .cases import model, run, session
 from .ops import Call, open_session
 from .ops import model as make_model
 from .quantized import good, run_quantized
-from .test_block_conv import block_inputs, exact_inputs
+from .test_block_conv import block_inputs, exact_inputs, inputs_of
 from .test_door import CONV, conv_inputs, f, gemm_inputs
 from .test_low_rank import case as low_rank_case
 from .test_low_rank import run as run_low_rank
@@ -20,13 +20,13 @@ from .test_panel_conv import panel_inputs
 STRIDED = {"strides": [2, 2], "dilations": [1, 1], "pads": [0, 0, 0, 0]}
 
 
-@pytest.mark.parametrize("op", ["ConvRelu", "PrefixConvBlock"])
+@pytest.mark.parametrize("op", ["ConvRelu", "PrefixConvBlock", "DynamicPrefixConvBlock"])
 def test_a_kernel_that_changes_between_runs(library, op):
     """Kernels of 1 and 2 with a stride of 2 make outputs of the same size: a remembered plan fits one of them."""
     shared = session(library, model(op, STRIDED))
     for size in (2, 1, 2, 1):
         inputs, _ = block_inputs(kernel=(size, size), strides=(2, 2), size=(6, 6))
-        inputs = exact_inputs(inputs) if op == "ConvRelu" else inputs
+        inputs = inputs_of(op, inputs)
         fresh = session(library, model(op, STRIDED)).run(None, inputs)
         for a, b in zip(shared.run(None, inputs), fresh, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -49,13 +49,13 @@ def test_rows_and_columns_that_change_between_runs(library):
         np.testing.assert_array_equal(shared.run(None, inputs)[0], fresh[0])
 
 
-@pytest.mark.parametrize("op", ["ConvRelu", "PrefixConvBlock"])
+@pytest.mark.parametrize("op", ["ConvRelu", "PrefixConvBlock", "DynamicPrefixConvBlock"])
 def test_a_kernel_far_beyond_its_input(library, op):
     """A plan for a reach of 2^25 positions would take gigabytes, for 36 inputs and 24 outputs."""
     far = 2**24
     attributes = {"strides": [1, 1], "dilations": [far, 1], "pads": [far, 0, far, 0]}
     inputs, _ = block_inputs()
-    inputs = exact_inputs(inputs) if op == "ConvRelu" else inputs
+    inputs = inputs_of(op, inputs)
     if library.endswith("scalar.so"):
         assert run(library, op, inputs, **attributes)[0].shape == (1, 5, 6, 4)
         return
@@ -115,12 +115,16 @@ def test_flags_that_are_none(best_library, op, name, value):
 @pytest.mark.parametrize("name", ["strides", "dilations", "pads"])
 @pytest.mark.parametrize("value", [1, 1.0, "1", (1.0, 1.0)], ids=str)
 @pytest.mark.parametrize(
-    "op", ["PrefixConvThreshold", "ConvRelu", "PrefixConvBlock", "ConvReluPanel", "PrefixConvPanel"]
+    "op",
+    [
+        *("PrefixConvThreshold", "ConvRelu", "PrefixConvBlock", "DynamicPrefixConvBlock"),
+        *("ConvReluPanel", "PrefixConvPanel"),
+    ],
 )
 def test_geometry_of_another_type(best_library, op, name, value):
-    inputs = conv_inputs() if op == "PrefixConvThreshold" else block_inputs()[0]
+    inputs = conv_inputs() if op == "PrefixConvThreshold" else inputs_of(op, block_inputs()[0])
     inputs = panel_inputs()[0] if op.endswith("Panel") else inputs
-    inputs = exact_inputs(inputs) if op.startswith("ConvRelu") else inputs
+    inputs = exact_inputs(inputs) if op == "ConvReluPanel" else inputs
     with pytest.raises(Exception, match=f"{op}: attribute"):
         run(best_library, op, inputs, **{**CONV, name: value})
 

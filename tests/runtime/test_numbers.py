@@ -28,7 +28,7 @@ SPECIAL = {
 #: The rules refuse weights that are not finite for these: a product with a zero that is skipped would be a NaN.
 FINITE_WEIGHTS = (
     *("SparseGemm", "SparseConvThreshold"),
-    *("ConvRelu", "PrefixConvBlock", "ConvReluPanel", "PrefixConvPanel"),
+    *("ConvRelu", "PrefixConvBlock", "DynamicPrefixConvBlock", "ConvReluPanel", "PrefixConvPanel"),
 )
 _SESSIONS: dict = {}
 
