@@ -18,7 +18,16 @@ TARGET = ROOT / "docs" / "contribute" / "architecture.svg"
 PARTS = {
     "commands": ("__main__", "cli", "commands", "integrations"),
     "Python API": ("api", "arguments", "results", "gates"),
-    "pipeline": ("pipeline", "choice", "never_slower", "block_plans", "together", "whole_model", "labels", "fusing"),
+    "pipeline": (
+        "pipeline",
+        "choice",
+        "never_slower",
+        "block_plans",
+        "together",
+        "whole_model",
+        "labels",
+        "fusing",
+    ),
     "search": ("search", "sensitivity"),
     "certify": ("certify",),
     "report": ("reporting", "outlook", "recheck"),
