@@ -26,6 +26,7 @@ class Case:
         metric: For the calibrated contender; None: it is not made.
         exact: Whether the first result is an index (compared as such) or numbers.
         checks: Inputs that results are compared on.
+        fused: Whether operators around the sites can be fused: what that alone brings is then a contender.
         limit: Writes the model without what can be staged, from the model's file; None if that is the whole of it.
     """
 
@@ -37,6 +38,7 @@ class Case:
     metric: str | None = None
     exact: bool = True
     checks: int = 1000
+    fused: bool = False
     limit: Callable[[Path, Path], None] | None = None
 
 

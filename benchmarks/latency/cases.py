@@ -129,6 +129,7 @@ def decode_step() -> Case:
         feeds,
         (1, 2, 4, 16),
         checks=2000,
+        fused=True,
         limit=without_sites,
     )
 

@@ -15,6 +15,8 @@ import onnxruntime
 import exprune_cli
 from benchmarks.latency.case import Case
 from exprune_cli.errors import ExpruneError
+from exprune_cli.fusion import fuse
+from exprune_cli.model import load, save
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ def make(case: Case, folder: Path, wanted: Sequence[str] | None = None) -> dict[
     }
     if case.metric is not None:
         makers["calibrated"] = lambda source, target: calibrated(case, source, target, folder)
+    if case.fused:
+        makers["fused alone"] = fused
     if case.limit is not None:
         makers["without what can be staged"] = case.limit
     made = {"dense": dense}
@@ -77,6 +81,11 @@ def nbits(source: Path, target: Path) -> None:
 def lossless(source: Path, target: Path) -> None:
     """``exprune optimize`` as it is, without samples."""
     exprune_cli.optimize(source, target)
+
+
+def fused(source: Path, target: Path) -> None:
+    """What is fused around the sites, and nothing staged."""
+    save(fuse(load(source)).model.proto, target)
 
 
 def calibrated(case: Case, source: Path, target: Path, folder: Path) -> None:
