@@ -13,7 +13,7 @@ constexpr int kDotRows = kLanes == 16 ? 4 : 2;
 static inline int64_t rows_ahead(int64_t count) { return max_of(1, min_of(8, 4096 / max_of(count, 1))); }
 
 static inline void prefetch_row(const float* row, int64_t count) {
-  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(row + i);
+  for (int64_t i = 0; i < count; i += 16) fetch_line(row + i);
 }
 
 // sums[r] = w . x[r] over k elements; squares[r] = sum of the squared terms, if Squares.
@@ -43,7 +43,7 @@ __attribute__((noinline)) static void dots(const float* w, const float* const* x
   int64_t i = 0;
   for (; i + kUnroll * kLanes <= k; i += kUnroll * kLanes) {
     for (int a = 0; a < Ahead; a++) {
-      for (int line = 0; line < kUnroll * kLanes; line += 16) __builtin_prefetch(ahead[a] + i + line);
+      for (int line = 0; line < kUnroll * kLanes; line += 16) fetch_line(ahead[a] + i + line);
     }
     add(load(w + i), i, kLanes, a0, q0);
     add(load(w + i + kLanes), i + kLanes, kLanes, a1, q1);
@@ -52,7 +52,7 @@ __attribute__((noinline)) static void dots(const float* w, const float* const* x
   }
   const auto rest = [&](V* acc) {
     if (i >= k) return;
-    for (int a = 0; a < Ahead; a++) __builtin_prefetch(ahead[a] + i);
+    for (int a = 0; a < Ahead; a++) fetch_line(ahead[a] + i);
     add(load_up_to(w + i, k - i), i, k - i, acc, q0);
     i += kLanes;
   };

@@ -150,6 +150,10 @@ static inline float absolute(float v) { return __builtin_fabsf(v); }
 static inline float square_root(float v) { return __builtin_sqrtf(v); }
 static inline float select(bool mask, float yes, float no) { return mask ? yes : no; }
 
+// Has a cache line of weights brought into the second cache. Far more lines can be on their way there than to the first
+// one, and weights that are read once need not be nearer.
+static inline void fetch_line(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
