@@ -7,9 +7,9 @@ What is looked for, from the Softmax on (Vaswani et al., Attention Is All You Ne
     y        = Reshape(Transpose(MatMul(Softmax(s MatMul(heads(q), K^T)), V), [0, 2, 1, 3]))
 
 where q, k and v are projections of one tensor, and one position is new: products of many positions are ONNX Runtime's
-to compute. The projections' weights are put together. Masks are not looked for: a step that decodes one token needs none.
-ONNX Runtime's own MultiHeadAttention takes ten microseconds a call on a CPU, for whatever
-little there is to do, and has no place for caches of all layers in one tensor.
+to compute. The projections' weights are put together. Masks are not looked for: a step that decodes one token needs
+none. ONNX Runtime's own MultiHeadAttention takes ten microseconds a call on a CPU, for whatever little there is to do,
+and has no place for caches of all layers in one tensor.
 """
 
 from __future__ import annotations
