@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from exprune_cli import never_slower
@@ -63,9 +64,10 @@ class Job:
     tried: list[Candidate] = field(default_factory=list)
     original: Model | None = None
 
-    def baseline(self) -> Baseline:
-        """What the staged model's results are compared with."""
-        return Baseline((self.original or self.model).proto)
+    @property
+    def given(self) -> Model:
+        """The user's model: what results and times are compared with."""
+        return self.original or self.model
 
 
 def lossless_plans(job: Job, test: str = "bound") -> Mapping[str, SitePlan]:
@@ -96,40 +98,22 @@ def lossy_plans(job: Job, record: Record, max_drop: float | None, gate: Gate) ->
             "give others, or calibrate with fewer (--max-samples)"
         )
     steps, sites = _knob(job, record.test, gate), job.matches.sites
+    baseline = Baseline(job.given.proto)
+    prepare: Callable[[Mapping[str, SitePlan]], Mapping[str, SitePlan]] = lambda step: step
     if gate.confidence is not None:
         # What timing drops after the walk would have to be tested again on the same samples, which
         # breaks the level. So every step is timed before it is tested; timings know no losses.
         if isinstance(steps, Knob):
             steps = steps.walk(gate.max_drop)
-        found = search(
-            job.model,
-            sites,
-            steps,
-            job.held_out,
-            gate,
-            job.progress,
-            lambda step: faster(job, step),
-            job.tried,
-            job.baseline(),
-        )
-    else:
-        found = search(
-            job.model,
-            sites,
-            steps,
-            job.held_out,
-            gate,
-            job.progress,
-            trail=job.tried,
-            baseline=job.baseline(),
-        )
+        prepare = partial(faster, job)
+    found = search(job.model, sites, steps, job.held_out, gate, job.progress, prepare, job.tried, baseline)
     record.tried = remember(job.tried, gate, None)
     if found is not None:
         plans = found.plans
         if gate.confidence is None:
             plans = faster(job, found.plans)
         if any(plans[name] is not found.plans[name] for name in plans):
-            found = evaluate(job.model, sites, plans, job.held_out, gate, job.baseline(), job.progress)
+            found = evaluate(job.model, sites, plans, job.held_out, gate, baseline, job.progress)
             job.tried.append(found)
         if gate.holds(found.drop):
             record.quality = found.quality
@@ -245,7 +229,7 @@ def faster(job: Job, plans: Mapping[str, SitePlan], together: bool = False) -> M
                 job.feeds,
                 job.progress,
             )
-            setting = Setting(job.model, job.original or job.model, job.feeds, job.seed)
+            setting = Setting(job.model, job.given, job.feeds, job.seed)
             kept = keep_in_whole(
                 setting,
                 job.matches.sites,

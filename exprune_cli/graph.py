@@ -187,12 +187,8 @@ class ModelGraph:
 
     # --- back into the model -----------------------------------------------------------------
 
-    def graft(self, functions: Iterable[onnx.FunctionProto], *domains: str) -> onnx.ModelProto:
+    def graft(self, functions: Iterable[onnx.FunctionProto], domain: str) -> onnx.ModelProto:
         """The user's model with the edited nodes, everything else untouched.
-
-        Args:
-            functions: What the new nodes mean.
-            domains: Those of the new nodes.
 
         Initializers and ``Constant`` nodes that only removed nodes read are dropped.
         """
@@ -223,10 +219,8 @@ class ModelGraph:
         )
         # Model-local functions exist from IR version 8 on.
         proto.ir_version = max(proto.ir_version, 8)
-        known_domains = {opset.domain for opset in proto.opset_import}
-        for domain in domains:
-            if domain not in known_domains:
-                proto.opset_import.add(domain=domain, version=1)
+        if not any(o.domain == domain for o in proto.opset_import):
+            proto.opset_import.add(domain=domain, version=1)
         present = {(f.domain, f.name) for f in proto.functions}
         proto.functions.extend(f for f in functions if (f.domain, f.name) not in present)
         return proto
@@ -246,14 +240,16 @@ def _node_proto(node: gs.Node) -> onnx.NodeProto:
 def _drop_unread_constants(
     nodes: list[onnx.NodeProto], source: onnx.ModelProto, outputs: set[str]
 ) -> list[onnx.NodeProto]:
-    """Drops producers of weights and pads that lost their last reader to a staged node."""
+    """Drops producers of weights, pads and shapes that lost their last reader to a staged node."""
     before = Counter(_read_names(source.graph))
     while True:
         read = set(_names_of(nodes)) | outputs
         dead = [
             node
             for node in nodes
-            if node.op_type in SHAPE_OPS and node.output[0] not in read and before[node.output[0]] > 0
+            if node.op_type in (*SHAPE_OPS, "Shape")
+            and node.output[0] not in read
+            and before[node.output[0]] > 0
         ]
         if not dead:
             return nodes

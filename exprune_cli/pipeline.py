@@ -219,7 +219,7 @@ def _finish(
     job: Job, plans: Mapping[str, SitePlan], record: Record
 ) -> tuple[onnx.ModelProto, list[SiteRecord]]:
     """Rewrites, checks the whole model's speed, records, verifies."""
-    model, sites = job.original or job.model, job.matches.sites
+    model, sites = job.given, job.matches.sites
     proto, records = rewrite(job.model, sites, plans, counting(job.progress, "rewriting"))
     if proto is job.model.proto:
         proto = model.proto  # what is fused around no site is the user's to fuse

@@ -129,8 +129,8 @@ def _gains(before: onnx.ModelProto, after: onnx.ModelProto, feeds: Sequence[Feed
     """Whether a change makes the model faster on one thread, and not slower on all cores."""
     for threads in thread_counts():
         alone = threads == 1
-        least, seconds = (400, 2.0) if alone else (60, 2.0)
-        times = latency(before, after, feeds[:16], threads, rounds=3, min_runs=least, max_seconds=seconds)
+        least = 400 if alone else 60
+        times = latency(before, after, feeds[:16], threads, rounds=3, min_runs=least, max_seconds=2.0)
         assert times.speedup is not None
         if times.speedup < (GAIN if alone else SCATTER):
             return False

@@ -55,6 +55,16 @@ class Lease {
   ScratchBuffer* buffer_;
 };
 
+// A buffer that a layout divides: a function that takes its start (null to only add up the size, see Carver), sets what
+// is in it, and returns the size. When memory is out data() is null.
+class CarvedLease : public Lease {
+ public:
+  template <class Layout>
+  CarvedLease(ScratchPool& pool, const Layout& layout) : Lease(pool, layout(nullptr)) {
+    if (data()) layout(data());
+  }
+};
+
 // Divides a buffer into aligned arrays. With a null base it only adds up the size, so that one function
 // describes a layout both for sizing and for use.
 class Carver {

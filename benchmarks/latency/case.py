@@ -22,7 +22,6 @@ class Case:
         build: Writes the model.
         feeds: Yields the inputs of one run each, for a batch size and a seed.
         batches: Batch sizes to time.
-        data: Folder with calibration samples; None to draw them from ``feeds``.
         metric: For the calibrated contender; None: it is not made.
         exact: Whether the first result is an index (compared as such) or numbers.
         checks: Inputs that results are compared on.
@@ -34,7 +33,6 @@ class Case:
     build: Callable[[Path], None]
     feeds: Callable[[int, int], Iterator[Feeds]]
     batches: tuple[int, ...] = (1,)
-    data: Path | None = None
     metric: str | None = None
     exact: bool = True
     checks: int = 1000

@@ -90,12 +90,10 @@ def fused(source: Path, target: Path) -> None:
 
 def calibrated(case: Case, source: Path, target: Path, folder: Path) -> None:
     """``exprune optimize`` with samples and a drop of 0.001 of the metric."""
-    data = case.data
-    if data is None:
-        data = folder / "data"
-        data.mkdir()
-        samples = [feeds["x"] for feeds in itertools.islice(case.feeds(64, 99), SAMPLES // 64)]
-        np.save(data / "x.npy", np.concatenate(samples))
+    data = folder / "data"
+    data.mkdir()
+    samples = [feeds["x"] for feeds in itertools.islice(case.feeds(64, 99), SAMPLES // 64)]
+    np.save(data / "x.npy", np.concatenate(samples))
     exprune_cli.optimize(source, target, data=data, metric=case.metric, max_drop=0.001)
 
 

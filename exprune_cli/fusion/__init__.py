@@ -28,7 +28,7 @@ import onnx
 from exprune_cli.errors import ExpruneError
 from exprune_cli.functions import FUSED_DOMAIN, FUSED_MIN_OPSET, fused_function_proto
 from exprune_cli.fusion import attention, constant_shapes, residual
-from exprune_cli.fusion.tidy import drop_unread, sort_nodes
+from exprune_cli.fusion.order import sort_nodes
 from exprune_cli.graph import ModelGraph
 from exprune_cli.model import Model
 
@@ -85,7 +85,6 @@ def _may_fuse(nodes: Iterable[onnx.NodeProto]) -> bool:
 
 def _edited(model: Model, graph: ModelGraph, ops: Iterable[str]) -> Model:
     functions = [fused_function_proto(op, model.opset) for op in sorted({*ops})]
-    proto = graph.graft(functions, *([FUSED_DOMAIN] if functions else []))
-    drop_unread(proto.graph)
+    proto = graph.graft(functions, FUSED_DOMAIN)
     sort_nodes(proto.graph)
     return dataclasses.replace(model, proto=proto)

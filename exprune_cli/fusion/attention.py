@@ -197,15 +197,9 @@ def _replace(graph: ModelGraph, match: Attention) -> str | None:
     if packed is None:
         return None
     products, product, bias = packed
-    caches, layer, gathers = _layer(graph, match)
-    old = [*match.nodes, *products, *gathers]
-    outputs = [match.result, match.key.whole, match.value.whole]
-    if layer is not None:
-        expanded = [
-            expand for cached in (match.key, match.value) if (expand := _expanded(graph, cached)) is not None
-        ]
-        old += expanded
-        outputs[1:] = [expand.outputs[0] for expand in expanded]
+    caches, whole, slicing, layer = _caches(graph, match)
+    old = [*match.nodes, *products, *slicing]
+    outputs = [match.result, *whole]
     shapes = [graph.shapes.get(tensor.name) for tensor in outputs]
     heads = graph.shared_constant(
         f"exprune/heads_{match.query.heads}", np.array([match.query.heads], np.int64)
@@ -214,8 +208,8 @@ def _replace(graph: ModelGraph, match: Attention) -> str | None:
     for node in old:
         node.inputs.clear()
         node.outputs.clear()
-    op = "CachedAttention" if layer is None else "StackedCachedAttention"
-    inputs = [product.outputs[0], bias, *caches, heads, scale, *([] if layer is None else [layer])]
+    op = "StackedCachedAttention" if layer else "CachedAttention"
+    inputs = [product.outputs[0], bias, *(gs.Variable(cache.name) for cache in caches), heads, scale, *layer]
     attention = gs.Node(op, graph.unique_name(f"{match.name}/{op}"), {}, inputs, outputs, domain=FUSED_DOMAIN)
     graph.replace(old, [product, attention])
     for tensor, shape in zip(outputs, shapes, strict=True):
@@ -224,20 +218,29 @@ def _replace(graph: ModelGraph, match: Attention) -> str | None:
     return op
 
 
-def _layer(
+def _caches(
     graph: ModelGraph, match: Attention
-) -> tuple[list[gs.Variable], gs.Constant | None, list[gs.Node]]:
-    """The caches; where both are slices of all layers' caches and go back there: those, which slice, its nodes."""
-    caches = [match.key.past, match.value.past]
-    gathers = [made_by(cache, "Gather") for cache in caches]
-    places = [_slice(graph, cache, gather) for cache, gather in zip(caches, gathers, strict=True)]
-    if places[0] is None or places[0] != places[1]:
-        return [gs.Variable(cache.name) for cache in caches], None, []
-    if any(_expanded(graph, cached) is None for cached in (match.key, match.value)):
-        return [gs.Variable(cache.name) for cache in caches], None, []
-    found = [gather for gather in gathers if gather is not None]
-    layer = graph.shared_constant(f"exprune/layer_{places[0]}", np.array([places[0]], np.int64))
-    return [gs.Variable(gather.inputs[0].name) for gather in found], layer, found
+) -> tuple[list[gs.Tensor], list[gs.Tensor], list[gs.Node], list[gs.Constant]]:
+    """The caches of keys and values before and after.
+
+    Returns:
+        Those before and those after. Where they are slices of all layers' caches and go back there: all layers', the
+        slices that go back, the nodes that cut them out and expand them, and which slice it is.
+    """
+    gathers = [made_by(cached.past, "Gather") for cached in (match.key, match.value)]
+    expanded = [_expanded(graph, cached) for cached in (match.key, match.value)]
+    places = {
+        _slice(graph, cached.past, gather)
+        for cached, gather in zip((match.key, match.value), gathers, strict=True)
+    }
+    slicing = [node for node in (*gathers, *expanded) if node is not None]
+    if len(places) != 1 or None in places or len(slicing) != 4:
+        own = (match.key, match.value)
+        return [cached.past for cached in own], [cached.whole for cached in own], [], []
+    place = places.pop()
+    layer = graph.shared_constant(f"exprune/layer_{place}", np.array([place], np.int64))
+    caches, whole = [node.inputs[0] for node in slicing[:2]], [node.outputs[0] for node in slicing[2:]]
+    return caches, whole, slicing, [layer]
 
 
 def _expanded(graph: ModelGraph, cached: Cached) -> gs.Node | None:

@@ -117,12 +117,11 @@ struct AttentionPlan {
       work.query = carver.take<float>(c.size);
       return carver.used();
     };
-    Lease scratch(*plan.env->per_task, layout(nullptr));
+    CarvedLease scratch(*plan.env->per_task, layout);
     if (!scratch.data()) {
       plan.failed = true;
       return;
     }
-    layout(scratch.data());
     work.run();
   }
 };

@@ -254,12 +254,11 @@ inline void BlockConvPlan::task(void* user, size_t index) {
     work.panel = plan.packed ? nullptr : carver.take<float>(plan.channels * work.images * g.plane);
     return carver.used();
   };
-  Lease scratch(*plan.env->per_task, layout(nullptr));
+  CarvedLease scratch(*plan.env->per_task, layout);
   if (!scratch.data()) {
     plan.failed = true;
     return;
   }
-  layout(scratch.data());
   work.run(survivors);
 }
 
@@ -373,9 +372,8 @@ static bool block_conv(const BlockConvCall& call, const Env& env) {
       plan.packed = once ? carver.take<float>(c.batch * c.staged.groups * geometry->plane) : nullptr;
       return carver.used();
     };
-    Lease scratch(*env.per_call, layout(nullptr));
+    CarvedLease scratch(*env.per_call, layout);
     if (scratch.data()) {
-      layout(scratch.data());
       const int64_t packing = c.batch * blocks_of(c.staged.groups, kPackChannels);
       done = set_rows(plan);
       done = done && (!once || env.parallel(env.context, static_cast<size_t>(packing), BlockConvPlan::pack_task, &plan));

@@ -74,9 +74,8 @@ static inline bool energy_order(const Staged& staged, const float* x, int64_t pi
     next = carver.take<int64_t>(staged.chunks);
     return carver.used();
   };
-  Lease scratch(pool, layout(nullptr));
+  CarvedLease scratch(pool, layout);
   if (!scratch.data()) return false;
-  layout(scratch.data());
   for (int64_t g = 0; g < groups; g++) {
     items[g] = {key_of(sum_of_squares(x + g * pixels, pixels), weight_energy[g]), static_cast<int32_t>(g)};
   }

@@ -219,12 +219,11 @@ struct EstimatedGemmPlan {
       scratch = carver.take<char>(static_cast<int64_t>(Source::scratch_bytes(kStepOutputs)));
       return carver.used();
     };
-    Lease lease(*env->per_task, layout(nullptr));
+    CarvedLease lease(*env->per_task, layout);
     if (!lease.data()) {
       failed = true;
       return;
     }
-    layout(lease.data());
     int64_t count = 0;
     Step *current = &both[0], *waiting = &both[1];
     for (; unit < units * passes; unit = next.fetch_add(1, std::memory_order_relaxed)) {
@@ -309,9 +308,8 @@ static bool estimated_gemm(const Call& call, const Env& env) {
     probe_scratch = carver.take<char>(static_cast<int64_t>(Source::scratch_bytes(kStepOutputs)));
     return carver.used();
   };
-  Lease scratch(*env.per_call, layout(nullptr));
+  CarvedLease scratch(*env.per_call, layout);
   if (!scratch.data()) return false;
-  layout(scratch.data());
   // Where most outputs survive, the rows beyond the probe are not estimated.
   const int64_t shown = Source::kSound ? min_of(call.rows, plan.pass_rows) : call.rows;
   if (!plan.source.fill(call.x, shown, env)) return false;

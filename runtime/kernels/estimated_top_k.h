@@ -262,9 +262,8 @@ static bool estimated_top_k(const Call& call, const Env& env) {
     plan.starts = carver.take<int64_t>(group + 1);
     return carver.used();
   };
-  Lease scratch(*env.per_call, layout(nullptr));
+  CarvedLease scratch(*env.per_call, layout);
   if (!scratch.data()) return false;
-  layout(scratch.data());
   for (int64_t r = 0; r < call.rows; r += group) {
     plan.first_row = r;
     plan.rows = min_of(group, call.rows - r);

@@ -284,12 +284,11 @@ inline void PanelConvPlan::task(void* user, size_t index) {
     }
     return carver.used();
   };
-  Lease scratch(*plan.env->per_task, layout(nullptr));
+  CarvedLease scratch(*plan.env->per_task, layout);
   if (!scratch.data()) {
     plan.failed = true;
     return;
   }
-  layout(scratch.data());
   work.run(survivors);
 }
 
@@ -324,9 +323,8 @@ static bool panel_conv(const PanelConvCall& call, const Env& env) {
         c.staged.order ? carver.take<float>(c.batch * c.staged.groups * c.height * c.width) : nullptr;
     return carver.used();
   };
-  Lease scratch(*env.per_call, layout(nullptr));
+  CarvedLease scratch(*env.per_call, layout);
   if (!scratch.data()) return false;
-  layout(scratch.data());
   bool done = true;
   if (c.staged.order) done = env.parallel(env.context, static_cast<size_t>(c.batch), PanelConvPlan::order_task, &plan);
   done = done && env.parallel(env.context, static_cast<size_t>(tasks), PanelConvPlan::task, &plan);

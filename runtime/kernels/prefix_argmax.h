@@ -319,9 +319,8 @@ static bool prefix_argmax(const ArgMaxCall& call, const Env& env) {
     plan.row = carver.take<HeadRow>(group);
     return carver.used();
   };
-  Lease scratch(*env.per_call, layout(nullptr));
+  CarvedLease scratch(*env.per_call, layout);
   if (!scratch.data()) return false;
-  layout(scratch.data());
   for (int64_t r = 0; r < call.rows; r += group) {
     plan.first_row = r;
     plan.rows = min_of(group, call.rows - r);

@@ -142,9 +142,8 @@ struct ConvPlan {
       source.norm = Test::kNorms ? carver.take<float>(p.chunks * kWidth) : nullptr;
       return carver.used();
     };
-    Lease scratch(*env->per_task, layout(nullptr));
+    CarvedLease scratch(*env->per_task, layout);
     if (!scratch.data()) return false;
-    layout(scratch.data());
     source.call = call;
     source.planes = Test::kNorms ? planes + image * p.chunks * source.plane() : nullptr;
     source.image = image;
@@ -210,9 +209,8 @@ static bool prefix_conv(const ConvCall& call, const Env& env) {
     plan.counts = carver.take<int64_t>(tasks * checks);
     return carver.used();
   };
-  Lease scratch(*env.per_call, layout(nullptr));
+  CarvedLease scratch(*env.per_call, layout);
   if (!scratch.data()) return false;
-  layout(scratch.data());
 
   if (Test::kNorms && !env.parallel(env.context, static_cast<size_t>(call.batch * p.chunks),
                                     ConvPlan<Test>::square_task, &plan)) {

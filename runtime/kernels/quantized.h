@@ -219,12 +219,13 @@ struct QuantizedSource {
                  char* scratch, const Offset& offset, const Take& take) const {
     int32_t* sums = reinterpret_cast<int32_t*>(scratch);
     byte_sums(*layer, first, outputs, in, first_row, count, stride, sums);
+    // Copies: what is stored below might be these, for all the compiler knows.
+    const Quantized weights = *layer;
+    const int planes = in.planes;
     for (int64_t r = 0; r < count; r++) {
       const int64_t row = first_row + r;
-      const int32_t* const row_sums = sums + r * in.planes * stride;
-      const Quantized weights = *layer;  // copies: what is stored below might be these, for all the compiler knows
+      const int32_t* const row_sums = sums + r * planes * stride;
       const QuantizedRow codes = in.rows[row];
-      const int planes = in.planes;
       const auto one = [&](int64_t i, int64_t used) {
         take(row, i, used,
              estimate(weights, first + i, used, codes, planes, row_sums + i, stride, offset(row, first + i, used)));

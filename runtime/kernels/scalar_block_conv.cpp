@@ -104,9 +104,8 @@ bool block_conv(const BlockConvCall& call, const Env& env) {
     channels = carver.take<int64_t>(ranked);
     return carver.used();
   };
-  Lease scratch(*env.per_call, layout(nullptr));
+  CarvedLease scratch(*env.per_call, layout);
   if (!scratch.data()) return false;
-  layout(scratch.data());
   Order order = {c.staged.order, nullptr};
   for (int64_t s = 0; s + 1 < c.staged.chunks; s++) c.survivors[s] = 0;
   for (int64_t b = 0; b < c.batch; b++) {

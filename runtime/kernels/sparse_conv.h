@@ -191,9 +191,8 @@ struct SparseConvPlan {
       tile.lists = carver.take<PixelList>(p.taps);
       return carver.used();
     };
-    Lease scratch(*env->per_task, layout(nullptr));
+    CarvedLease scratch(*env->per_task, layout);
     if (!scratch.data()) return false;
-    layout(scratch.data());
     tile.start();
     const int64_t checks = p.chunks - 1;
     for (int64_t chunk = 0; chunk < p.chunks; chunk++) {
@@ -261,9 +260,8 @@ static bool sparse_conv(const ConvCall& call, const Env& env) {
     plan.lists.counts = carver.take<int32_t>(pixels * p.chunks);
     return carver.used();
   };
-  Lease scratch(*env.per_call, layout(nullptr));
+  CarvedLease scratch(*env.per_call, layout);
   if (!scratch.data()) return false;
-  layout(scratch.data());
   const bool ran = env.parallel(env.context, static_cast<size_t>(call.batch), SparseConvPlan::list_task, &plan) &&
                    env.parallel(env.context, static_cast<size_t>(tasks), SparseConvPlan::task, &plan);
   add_up(plan.counts, ran ? tasks : 0, counts, call.survivors);

@@ -241,9 +241,8 @@ static bool sparse_gemm(const SparseGemmCall& call, const Env& env) {
     inputs.carve(carver, min_of(call.rows, kSparseRows));
     return carver.used();
   };
-  Lease scratch(*env.per_call, layout(nullptr));
+  CarvedLease scratch(*env.per_call, layout);
   if (!scratch.data()) return false;
-  layout(scratch.data());
   for (inputs.first = 0; inputs.first < call.rows; inputs.first += kSparseRows) {
     inputs.rows = min_of(kSparseRows, call.rows - inputs.first);
     const bool few = inputs.rows * call.depth <= kSparseFewInputs;

@@ -15,7 +15,7 @@ from exprune_cli.errors import UsageError
 from exprune_cli.flops import total_flops
 from exprune_cli.fusion import fuse
 from exprune_cli.fusion.constant_shapes import target_of
-from exprune_cli.fusion.tidy import sort_nodes
+from exprune_cli.fusion.order import sort_nodes
 from exprune_cli.match import match, still_excluded
 from exprune_cli.model import Model, load
 from exprune_cli.record import read_record

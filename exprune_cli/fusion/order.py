@@ -1,4 +1,4 @@
-"""After an edit: what computed shapes for nodes that are gone goes too, and nodes come after what they read."""
+"""Putting a graph's nodes back into an order in which each comes after what it reads."""
 
 from __future__ import annotations
 
@@ -6,23 +6,7 @@ from collections import deque
 
 import onnx
 
-from exprune_cli.graph import SHAPE_OPS, names_read
-
-_PURE = {*SHAPE_OPS, "Shape"}
-
-
-def drop_unread(graph: onnx.GraphProto) -> None:
-    """Removes the nodes for shapes that nothing reads, in place."""
-    nodes = list(graph.node)
-    while True:
-        read = {name for node in nodes for name in names_read(node)} | {value.name for value in graph.output}
-        kept = [node for node in nodes if node.op_type not in _PURE or node.domain or read & set(node.output)]
-        if len(kept) == len(nodes):
-            break
-        nodes = kept
-    if len(nodes) < len(graph.node):
-        del graph.node[:]
-        graph.node.extend(nodes)
+from exprune_cli.graph import names_read
 
 
 def sort_nodes(graph: onnx.GraphProto) -> None:
