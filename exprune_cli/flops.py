@@ -240,9 +240,14 @@ def _spent(site: SiteRecord, rows: int, survivors: Sequence[float]) -> float:
         )
     cost = (lambda k: _BLOCK_TEST_COST) if "block" in site.parameters else TEST_COST[site.test]
     if site.estimate == "low-rank":
-        # V x and U (V x) for all, then the survivors whole: the estimate is no part of the result.
-        estimate = 2.0 * rows * site.parameters["rank"] * (site.groups + site.outputs)
-        return estimate + rows * site.outputs * cost(1) + 2.0 * survivors[0] * site.groups * whole
+        # V x and U (V x) for all, then the survivors whole: the estimate is no part of the result. A cascade's
+        # second estimate is for what the first leaves open.
+        rank = site.parameters["rank"]
+        first_rank = site.parameters.get("first_rank", rank)
+        spent = 2.0 * rows * (rank * site.groups + first_rank * site.outputs) + rows * site.outputs * cost(1)
+        if first_rank < rank:
+            spent += survivors[0] * (2.0 * (rank - first_rank) + cost(1))
+        return spent + 2.0 * survivors[-1] * site.groups * whole
     alive: float = rows * site.outputs
     spent, start = 0.0, 0
     for check, end in enumerate(site.ends):

@@ -76,6 +76,8 @@ def _record(site: Site, plan: SitePlan, names: tuple[str, str] | None) -> SiteRe
         parameters["most_rows"] = plan.most_rows
     if plan.estimate == "low-rank":
         parameters["rank"] = float(plan.parameters["V"].shape[0])
+        if "U_more" in plan.parameters:
+            parameters["first_rank"] = float(plan.parameters["U"].shape[1])
     if plan.z is not None:
         parameters["z"] = plan.z
     if plan.block:

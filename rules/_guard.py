@@ -70,7 +70,8 @@ def _dense(graph: ModelGraph, site: Site, staged: gs.Node) -> list[onnx.NodeProt
         nodes.append(helper.make_node("Add", [linear, site.offset], [f"{prefix}/sum"], f"{prefix}/Add"))
         linear = f"{prefix}/sum"
     nodes += end_nodes(site, linear, [f"{prefix}/{index}" for index in range(len(staged.outputs) - 1)])
-    uncounted = numpy_helper.from_array(np.array([-1], np.int64))
+    checks = 2 if "Cascade" in staged.op else 1
+    uncounted = numpy_helper.from_array(np.full(checks, -1, np.int64))
     nodes.append(
         helper.make_node("Constant", [], [f"{prefix}/survivors"], f"{prefix}/Constant", value=uncounted)
     )

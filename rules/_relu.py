@@ -103,7 +103,10 @@ def rewrite_relu(graph: ModelGraph, site: Site, plan: SitePlan, family: str) -> 
     if plan.estimate == "low-rank":
         inputs = [*low_rank_inputs(graph, site, plan), *relu_inputs(graph, site)]
         inputs += test_inputs(graph, site, plan, ("limit",))
-        return insert(graph, site, plan, "LowRankGemmThreshold", inputs, {})
+        if "U_more" not in plan.parameters:
+            return insert(graph, site, plan, "LowRankGemmThreshold", inputs, {})
+        inputs += test_inputs(graph, site, plan, ("U_more", "limit_more"))
+        return insert(graph, site, plan, "LowRankCascadeGemmThreshold", inputs, {})
     suffix = OP_SUFFIX[plan.test or ""]
     attributes: dict[str, object] = {}
     if suffix == "Stats":

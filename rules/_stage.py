@@ -74,7 +74,7 @@ def quantized_inputs(graph: ModelGraph, site: Site, plan: SitePlan) -> list[gs.T
 
 
 def low_rank_inputs(graph: ModelGraph, site: Site, plan: SitePlan) -> list[gs.Tensor]:
-    """``X``, ``V`` ``[r, G]``, ``U`` ``[N, r]``, ``W`` ``[N, G]``, ``bias``."""
+    """``X``, ``V`` ``[r, G]``, ``U`` ``[N, r]`` (in a cascade the first columns), ``W`` ``[N, G]``, ``bias``."""
     prefix = f"{site.name}/"
     return [
         gs.Variable(site.input),

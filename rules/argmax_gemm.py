@@ -9,7 +9,9 @@ before                                                         after
 ``-> ArgMax`` or ``TopK(k = 1)`` of which the index is used    or ``QuantizedArgMaxBound(X, codes,
                                                                scale, error, norm, W', b)`` or
                                                                ``LowRankArgMaxThreshold(X, V, U,
-                                                               W', b, shift, margin)``
+                                                               W', b, shift, margin)``, in a
+                                                               cascade with ``U_more``,
+                                                               ``shift_more``, ``margin_more``
 =============================================================  ==================================
 
 Algebra: the functions in between are strictly increasing along the class axis, so the index of
@@ -106,7 +108,10 @@ def rewrite(graph: ModelGraph, site: Site, plan: SitePlan) -> tuple[str, str]:
         )
     if plan.estimate == "low-rank":
         estimate = [*low_rank_inputs(graph, site, plan), *test_inputs(graph, site, plan, ("shift", "margin"))]
-        return insert(graph, site, plan, "LowRankArgMaxThreshold", estimate, attributes)
+        if "U_more" not in plan.parameters:
+            return insert(graph, site, plan, "LowRankArgMaxThreshold", estimate, attributes)
+        estimate += test_inputs(graph, site, plan, ("U_more", "shift_more", "margin_more"))
+        return insert(graph, site, plan, "LowRankCascadeArgMaxThreshold", estimate, attributes)
     suffix = OP_SUFFIX[plan.test or ""]
     if suffix == "Stats":
         attributes["z"] = plan.z

@@ -10,7 +10,8 @@ before                                                         after
                                                                scale, error, norm, W', b', other,
                                                                max)`` or ``LowRankGemmThreshold(
                                                                X, V, U, W', b', other, max,
-                                                               limit)``
+                                                               limit)``, in a cascade with
+                                                               ``U_more``, ``limit_more``
 =============================================================  ==================================
 
 Algebra: ``alpha`` and the BatchNormalization's factor go into ``W' [N, G]``, ``beta C``, biases

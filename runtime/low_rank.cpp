@@ -1,17 +1,20 @@
 // LowRankGemmThreshold, LowRankArgMaxThreshold: a Gemm with a ReLU, or a head, with an estimate of low rank.
+// LowRankCascadeGemmThreshold, LowRankCascadeArgMaxThreshold: the same with two, one after the other.
 #include "outputs.h"
 #include "staged.h"
 
 namespace exprune {
 
-// Inputs by position: X, V, U, W and bias come first; then offset, max and limit, or shift and margin.
+// Inputs by position: X, V, U, W and bias come first; then offset, max and limit, or shift and margin. A cascade
+// goes on with U_more, and limit_more, or shift_more and margin_more.
 constexpr size_t kLowRankBias = 4;
 
 struct LowRankInputs {
-  Tensor x, down, up, weight, bias, offset, max, first, second;
+  Tensor x, down, up, weight, bias, offset, max, first, second, up_more, first_more, second_more;
 };
 
-static OrtStatus* read_low_rank(const Call& call, LargePages& pages, LowRankInputs* in, LowRank* layer) {
+// `more`: position of U_more; 0 where there is none.
+static OrtStatus* read_low_rank(const Call& call, LargePages& pages, size_t more, LowRankInputs* in, LowRank* layer) {
   EXPRUNE_RETURN_IF_ERROR(call.input(0, "X", ort::kFloat, &in->x));
   EXPRUNE_RETURN_IF_ERROR(call.input(1, "V", ort::kFloat, &in->down));
   EXPRUNE_RETURN_IF_ERROR(call.input(2, "U", ort::kFloat, &in->up));
@@ -29,8 +32,20 @@ static OrtStatus* read_low_rank(const Call& call, LargePages& pages, LowRankInpu
     return call.bad("V", "has shape %s, expected [r, G] with r >= 1",
                     shape_text(in->down.dims, in->down.rank, text, sizeof(text)));
   }
-  const int64_t outputs = in->weight.dims[0], rank = in->down.dims[0];
-  const int64_t weight[2] = {outputs, groups}, down[2] = {rank, groups}, up[2] = {outputs, rank};
+  const int64_t outputs = in->weight.dims[0];
+  int64_t rank = in->down.dims[0];
+  if (more) {
+    EXPRUNE_RETURN_IF_ERROR(call.input(more, "U_more", ort::kFloat, &in->up_more));
+    const Tensor& u = in->up_more;
+    if (u.rank != 2 || u.dims[0] != outputs || u.dims[1] < 1 || u.dims[1] >= rank) {
+      return call.bad("U_more", "has shape %s, expected [N, m] with m from 1 to less than r",
+                      shape_text(u.dims, u.rank, text, sizeof(text)));
+    }
+    layer->more = u.dims[1];
+    layer->up_more = u.floats();
+    rank -= layer->more;
+  }
+  const int64_t weight[2] = {outputs, groups}, down[2] = {in->down.dims[0], groups}, up[2] = {outputs, rank};
   EXPRUNE_RETURN_IF_ERROR(call.shape(in->weight, "W", "[N, G]", weight, 2));
   EXPRUNE_RETURN_IF_ERROR(call.shape(in->down, "V", "[r, G]", down, 2));
   EXPRUNE_RETURN_IF_ERROR(call.shape(in->up, "U", "[N, r]", up, 2));
@@ -52,8 +67,18 @@ static OrtStatus* read_vector(const Call& call, size_t index, const char* name, 
   return call.shape(*tensor, name, "[N]", &outputs, 1);
 }
 
+// The kernels' form of vectors [N], for the time of a call.
+template <class Turn>
+static const float* turned(const Tensor& vector, float* to, const Turn& turn) {
+  for (int64_t n = 0; n < vector.count; n++) to[n] = turn(vector.floats()[n]);
+  return to;
+}
+
+// The second estimate's part is there with `Cascade` only.
+template <bool Cascade>
 struct LowRankGemm : KernelBase {
-  static constexpr Signature kSignature = {static_cast<int>(kLowRankBias) + 4, 0, false};
+  static constexpr size_t kMore = Cascade ? kLowRankBias + 4 : 0;
+  static constexpr Signature kSignature = {static_cast<int>(kLowRankBias) + (Cascade ? 6 : 4), 0, false};
 
   const char* op = nullptr;
 
@@ -63,24 +88,25 @@ struct LowRankGemm : KernelBase {
     const Call call = {context, op, &constants};
     LowRankInputs in;
     LowRankGemmCall gemm = {};
-    EXPRUNE_RETURN_IF_ERROR(read_low_rank(call, pages, &in, &gemm.layer));
+    EXPRUNE_RETURN_IF_ERROR(read_low_rank(call, pages, kMore, &in, &gemm.layer));
     const int64_t outputs = gemm.layer.outputs;
     int64_t y_dims[kMaxRank];
     EXPRUNE_RETURN_IF_ERROR(features_shape(call, in.x, outputs, y_dims, &gemm.rows));
     EXPRUNE_RETURN_IF_ERROR(
         read_finish(call, kLowRankBias + 1, &in.offset, &in.max, y_dims, in.x.rank, &gemm.finish));
     EXPRUNE_RETURN_IF_ERROR(read_vector(call, kLowRankBias + 3, "limit", outputs, &in.first));
+    if (Cascade) EXPRUNE_RETURN_IF_ERROR(read_vector(call, kMore + 1, "limit_more", outputs, &in.first_more));
     void* y = nullptr;
     EXPRUNE_RETURN_IF_ERROR(call.output(0, y_dims, in.x.rank, &y));
-    int64_t uncounted = 0;
-    EXPRUNE_RETURN_IF_ERROR(one_survivors(call, 1, &uncounted, &gemm.survivors));
-    // Below the limit is below 0 less the limit.
-    Lease scratch(reach, static_cast<size_t>(outputs) * sizeof(float));
-    float* minus = reinterpret_cast<float*>(scratch.data());
-    if (!minus) return error(ort::kFail, "%s: out of memory", op);
-    for (int64_t n = 0; n < outputs; n++) minus[n] = -in.first.floats()[n];
+    int64_t uncounted[2];
+    EXPRUNE_RETURN_IF_ERROR(survivors_output(call, Cascade ? 2 : 1, reinterpret_cast<char*>(uncounted), &gemm.survivors));
+    Lease scratch(reach, static_cast<size_t>(2 * outputs) * sizeof(float));
+    float* memory = reinterpret_cast<float*>(scratch.data());
+    if (!memory) return error(ort::kFail, "%s: out of memory", op);
+    const auto minus = [](float limit) { return -limit; };  // below the limit is below 0 less the limit
     gemm.layer.shift = gemm.layer.bias;
-    gemm.layer.reach = minus;
+    gemm.layer.reach = turned(in.first, memory, minus);
+    if (Cascade) gemm.layer.reach_more = turned(in.first_more, memory + outputs, minus);
     gemm.x = in.x.floats();
     gemm.y = static_cast<float*>(y);
     Runner runner = {context};
@@ -94,8 +120,10 @@ struct LowRankGemm : KernelBase {
   ScratchPool reach;
 };
 
+template <bool Cascade>
 struct LowRankArgMax : KernelBase {
-  static constexpr Signature kSignature = {static_cast<int>(kLowRankBias) + 3, 0, true};
+  static constexpr size_t kMore = Cascade ? kLowRankBias + 3 : 0;
+  static constexpr Signature kSignature = {static_cast<int>(kLowRankBias) + (Cascade ? 6 : 3), 0, true};
 
   const char* op = nullptr;
   ArgMaxAttributes attributes;
@@ -108,20 +136,25 @@ struct LowRankArgMax : KernelBase {
     const Call call = {context, op, &constants};
     LowRankInputs in;
     LowRankTopKCall head = {};
-    EXPRUNE_RETURN_IF_ERROR(read_low_rank(call, pages, &in, &head.layer));
-    EXPRUNE_RETURN_IF_ERROR(read_vector(call, kLowRankBias + 1, "shift", head.layer.outputs, &in.first));
-    EXPRUNE_RETURN_IF_ERROR(read_vector(call, kLowRankBias + 2, "margin", head.layer.outputs, &in.second));
-    EXPRUNE_RETURN_IF_ERROR(index_output(call, in.x, attributes.keepdims, &head.rows, &head.index));
-    int64_t uncounted = 0;
-    EXPRUNE_RETURN_IF_ERROR(one_survivors(call, 1, &uncounted, &head.survivors));
-    Lease scratch(reach, static_cast<size_t>(head.layer.outputs) * sizeof(float));
-    float* margin = reinterpret_cast<float*>(scratch.data());
-    if (!margin) return error(ort::kFail, "%s: out of memory", op);
-    for (int64_t n = 0; n < head.layer.outputs; n++) {
-      margin[n] = in.second.floats()[n] < 0 ? 0 : in.second.floats()[n];
+    EXPRUNE_RETURN_IF_ERROR(read_low_rank(call, pages, kMore, &in, &head.layer));
+    const int64_t outputs = head.layer.outputs;
+    EXPRUNE_RETURN_IF_ERROR(read_vector(call, kLowRankBias + 1, "shift", outputs, &in.first));
+    EXPRUNE_RETURN_IF_ERROR(read_vector(call, kLowRankBias + 2, "margin", outputs, &in.second));
+    if (Cascade) {
+      EXPRUNE_RETURN_IF_ERROR(read_vector(call, kMore + 1, "shift_more", outputs, &in.first_more));
+      EXPRUNE_RETURN_IF_ERROR(read_vector(call, kMore + 2, "margin_more", outputs, &in.second_more));
+      head.layer.shift_more = in.first_more.floats();
     }
+    EXPRUNE_RETURN_IF_ERROR(index_output(call, in.x, attributes.keepdims, &head.rows, &head.index));
+    int64_t uncounted[2];
+    EXPRUNE_RETURN_IF_ERROR(survivors_output(call, Cascade ? 2 : 1, reinterpret_cast<char*>(uncounted), &head.survivors));
+    Lease scratch(reach, static_cast<size_t>(2 * outputs) * sizeof(float));
+    float* memory = reinterpret_cast<float*>(scratch.data());
+    if (!memory) return error(ort::kFail, "%s: out of memory", op);
+    const auto not_negative = [](float margin) { return margin < 0 ? 0 : margin; };
     head.layer.shift = in.first.floats();
-    head.layer.reach = margin;
+    head.layer.reach = turned(in.second, memory, not_negative);
+    if (Cascade) head.layer.reach_more = turned(in.second_more, memory + outputs, not_negative);
     head.k = 1;
     head.select_last = attributes.select_last;
     head.x = in.x.floats();
@@ -135,10 +168,12 @@ struct LowRankArgMax : KernelBase {
 };
 
 const OrtCustomOp* const* low_rank_ops(size_t* count) {
-  static const Op<LowRankGemm> gemm("LowRankGemmThreshold");
-  static const Op<LowRankArgMax> argmax("LowRankArgMaxThreshold");
-  static const OrtCustomOp* const ops[] = {&gemm, &argmax};
-  *count = 2;
+  static const Op<LowRankGemm<false>> gemm("LowRankGemmThreshold");
+  static const Op<LowRankArgMax<false>> argmax("LowRankArgMaxThreshold");
+  static const Op<LowRankGemm<true>> gemm_cascade("LowRankCascadeGemmThreshold");
+  static const Op<LowRankArgMax<true>> argmax_cascade("LowRankCascadeArgMaxThreshold");
+  static const OrtCustomOp* const ops[] = {&gemm, &argmax, &gemm_cascade, &argmax_cascade};
+  *count = 4;
   return ops;
 }
 

@@ -43,14 +43,18 @@ class Fit:
 def fit(partial: np.ndarray, final: np.ndarray) -> Fit:
     """Least squares of ``final`` on ``partial`` per output, both ``[R, N]`` without offsets."""
     mean_p, mean_f = partial.mean(axis=0, dtype=np.float64), final.mean(axis=0, dtype=np.float64)
-    centred = partial - mean_p
-    variance = np.square(centred).mean(axis=0)
-    covariance = (centred * (final - mean_f)).mean(axis=0)
-    slope = covariance / (variance * (1 + _RIDGE) + 1e-30)
+    count = len(final)
+    # In single precision, once the means are off; sums over rows are of a few thousand terms.
+    centred, residual = partial - mean_p.astype(np.float32), final - mean_f.astype(np.float32)
+    variance = np.einsum("rn,rn->n", centred, centred) / count
+    square = np.einsum("rn,rn->n", residual, residual) / count
+    covariance = np.einsum("rn,rn->n", centred, residual) / count
+    slope = covariance.astype(np.float64) / (variance * (1 + _RIDGE) + 1e-30)
     intercept = mean_f - slope * mean_p
-    residual = final - (partial * slope + intercept)
-    scale = np.sqrt(np.square(final, dtype=np.float64).mean(axis=0))
-    sigma = np.maximum(np.sqrt(np.square(residual).mean(axis=0)), _FLOOR * scale + 1e-12)
+    residual -= centred * slope.astype(np.float32)
+    scale = np.sqrt(square + np.square(mean_f))
+    error = np.sqrt(np.einsum("rn,rn->n", residual, residual) / count)
+    sigma = np.maximum(error, _FLOOR * scale + 1e-12)
     return Fit(slope, intercept, sigma)
 
 

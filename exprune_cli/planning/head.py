@@ -78,9 +78,31 @@ def width_for(needed: np.ndarray, budget: float) -> tuple[float, float]:
 def candidates(partial: np.ndarray, form: Sequence[np.ndarray], width: float) -> np.ndarray:
     """``[R, N]`` bool: the classes that stay in the race at margin factor ``width``."""
     scale, shift, unit = form
-    predicted = partial * scale + shift
-    lead = (predicted - width * unit).max(axis=1, keepdims=True)
-    alive: np.ndarray = ~(predicted + width * unit < lead)
+    return remaining(partial * scale + shift, width * unit)
+
+
+def remaining(predicted: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """``[R, N]`` bool: the classes whose upper end is not below the best lower end; ``reach`` is ``[N]``."""
+    lead = (predicted - reach).max(axis=1, keepdims=True)
+    alive: np.ndarray = ~(predicted + reach < lead)
+    return alive
+
+
+def remaining_among(
+    predicted: np.ndarray, reach: np.ndarray, rows: np.ndarray, classes: np.ndarray
+) -> np.ndarray:
+    """``[R]``: how many of some classes remain as :func:`remaining` has it.
+
+    Args:
+        predicted: ``[R, N]``.
+        reach: ``[N]``.
+        rows: Of the classes that are in the race, row by row; every row has one.
+        classes: Which they are, as long as ``rows``.
+    """
+    value, width = predicted[rows, classes], reach[classes]
+    starts = np.searchsorted(rows, np.arange(len(predicted)))
+    lead = np.maximum.reduceat(value - width, starts)
+    alive: np.ndarray = np.add.reduceat(~(value + width < lead[rows]), starts, dtype=np.int64)
     return alive
 
 

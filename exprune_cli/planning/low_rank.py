@@ -5,6 +5,10 @@ covariance ``C`` of x and the eigenvectors ``Q`` of ``W C W^T``, ``V = Q^T W`` a
 regression; Izenman, Reduced-rank regression for the multivariate linear model, 1975). The means go
 into intercepts. Per output the final value is then regressed on the estimate, as on a prefix sum,
 and the slope is folded into U. The estimate is no part of the result, so a survivor is computed whole.
+
+In a cascade a small rank is estimated for all outputs, and a larger one for those that it leaves open: most
+outputs are far from their limit, and few directions tell. Directions are uncorrelated, so the slope is the
+same at every rank, and the second estimate is the first with more terms.
 """
 
 from __future__ import annotations
@@ -16,11 +20,13 @@ import numpy as np
 
 from exprune_cli.flops import TEST_COST
 from exprune_cli.planning import calibrated, chunks, head
-from exprune_cli.planning.prices import choose
+from exprune_cli.planning.prices import EARLIER, choose, elements
 from exprune_cli.sites import Site, SitePlan, SiteStatistics
 
 #: Ranks that are tried, as shares of the smaller side of the weight.
-RANKS = (1 / 32, 3 / 64, 1 / 16, 5 / 64, 3 / 32, 1 / 8, 5 / 32, 3 / 16, 1 / 4)
+RANKS = (1 / 48, 1 / 32, 3 / 64, 1 / 16, 5 / 64, 3 / 32, 1 / 8, 5 / 32, 3 / 16, 1 / 4, 3 / 8)
+#: Of a head, ranks of a cascade's first estimate, at most, and the shares of the lost rows that it may lose.
+_FIRST_RANK, _FIRST_LOSSES = 1 / 16, (0.25, 0.5)
 #: Rows x classes that are looked at for a head.
 _ELEMENTS = 2**23
 
@@ -62,12 +68,21 @@ def ranks(site: Site) -> list[int]:
     """The ranks that are tried: distinct, and cheaper than the layer."""
     side = min(site.outputs, site.groups)
     tried = sorted({max(1, round(side * share)) for share in RANKS})
-    return [rank for rank in tried if estimate_share(site, rank) < 1]
+    return [rank for rank in tried if estimate_share(site, [rank]) < 1]
 
 
-def estimate_share(site: Site, rank: int) -> float:
-    """Cost of the estimate and its tests as a share of the dense layer's."""
-    cost = rank * (site.outputs + site.groups) + TEST_COST["calibrated"](1) * site.outputs / 2
+def estimate_share(site: Site, ranks: Sequence[int], open_: float = 0.0) -> float:
+    """Cost of the estimates and their tests as a share of the dense layer's.
+
+    Args:
+        site: The site.
+        ranks: One, or a cascade's two.
+        open_: Share of outputs that a cascade's first estimate leaves open.
+    """
+    test = TEST_COST["calibrated"](1) / 2
+    cost = ranks[-1] * site.groups + (ranks[0] + test) * site.outputs
+    if len(ranks) > 1:
+        cost += open_ * (ranks[1] - ranks[0] + test) * site.outputs
     return cost / (site.outputs * site.groups)
 
 
@@ -104,33 +119,93 @@ def _relu(
 ) -> list[SitePlan | None]:
     weight, rows = site.load_weight()[:, :, 0], statistics.rows[:, :, 0]
     final = rows @ weight.T
+    # Fits are of all rows; a choice looks at some.
+    few = elements(site.outputs)
     offset = chunks.known_offset(site, statistics)
-    energy = np.square(np.clip(final + offset, 0, site.max), dtype=np.float64) * weights
-    found = basis(weight, rows, ranks(site)[-1])
-    best: list[SitePlan | None] = [None] * len(budgets)
-    for rank in ranks(site):
-        down, up = found.down[:rank].astype(np.float32), found.up[:, :rank].astype(np.float32)
-        estimate = (rows @ down.T) @ up.T
+    offset = offset if offset.ndim == 1 else offset[few]
+    energy = np.square(np.clip(final[few] + offset, 0, site.max), dtype=np.float64) * weights
+    tried = ranks(site)
+    found = basis(weight, rows, tried[-1])
+    fits, losses = [], []
+    for rank in tried:
+        estimate = _estimate(found, rows, rank)
         fit = calibrated.fit(estimate, final)
-        u = (estimate * fit.slope + fit.intercept + offset) / fit.sigma
-        loss = (weights * np.square(fit.sigma) * calibrated.expected_loss(u)).astype(np.float32)
-        # One check after no part of the sum, with the estimate's cost as the test's.
-        for i, choice in enumerate(choose([loss], energy, [0], 1, budgets, estimate_share(site, rank))):
-            held = best[i]
-            if choice is None or (held is not None and choice.saved <= (held.saved or 0)):
-                continue
-            limit = calibrated.cut(fit, choice.price / weights) * fit.sigma - fit.intercept
-            limit = limit.astype(np.float32)
-            best[i] = _plan(
-                site,
-                down,
-                up * fit.slope[:, None],
-                {"limit": limit},
-                choice.pruned[0],
-                choice.lost,
-                choice.saved,
-            )
-    return best
+        u = (estimate[few] * fit.slope + fit.intercept + offset) / fit.sigma
+        losses.append((weights * np.square(fit.sigma) * calibrated.expected_loss(u)).astype(np.float32))
+        fits.append(fit)
+
+    def saved(checks: Sequence[int], pruned: Sequence[float]) -> float:
+        return pruned[-1] - estimate_share(site, [tried[i] for i in checks], 1 - pruned[0])
+
+    def limit(at: int, price: float) -> np.ndarray:
+        fit = fits[at]
+        numbers: np.ndarray = calibrated.cut(fit, price / weights) * fit.sigma - fit.intercept
+        return numbers
+
+    plans: list[SitePlan | None] = []
+    for choice in choose(losses, energy, [0] * len(tried), 1, budgets, saved, most_checks=2):
+        if choice is None:
+            plans.append(None)
+            continue
+        *before, last = choice.checks
+        parameters = _parameters(found, [tried[i] for i in choice.checks], fits[last].slope)
+        parameters["limit_more" if before else "limit"] = limit(last, choice.price)
+        if before:
+            parameters["limit"] = limit(before[0], EARLIER * choice.price)
+        plans.append(_plan(site, parameters, choice.pruned, choice.lost, choice.saved))
+    return plans
+
+
+def _estimate(found: Basis, rows: np.ndarray, rank: int) -> np.ndarray:
+    """``[R, N]`` float32."""
+    down, up = found.down[:rank].astype(np.float32), found.up[:, :rank].astype(np.float32)
+    estimate: np.ndarray = (rows @ down.T) @ up.T
+    return estimate
+
+
+def _parameters(found: Basis, used: Sequence[int], slope: np.ndarray) -> dict[str, np.ndarray]:
+    """``V``, ``U`` and, of a cascade's two ranks, ``U_more``."""
+    up = found.up[:, : used[-1]] * slope[:, None]
+    parameters = {"V": found.down[: used[-1]], "U": up[:, : used[0]]}
+    if len(used) > 1:
+        parameters["U_more"] = up[:, used[0] :]
+    return parameters
+
+
+@dataclass(frozen=True)
+class _HeadEstimate:
+    """A head's estimate of one rank.
+
+    Attributes:
+        rank: ``r``.
+        form: Slope, shift and sigma, ``[N]``.
+        needed_by_row: ``[R]`` the margin factors that keep the rows' winners.
+        needed: The same, ascending.
+        some: ``[R', N]`` estimates of some rows, slope and shift in them.
+    """
+
+    rank: int
+    form: tuple[np.ndarray, np.ndarray, np.ndarray]
+    needed_by_row: np.ndarray
+    needed: np.ndarray
+    some: np.ndarray
+
+    def reach(self, width: float) -> np.ndarray:
+        """``[N]`` float32: the classes' margins at a factor; one rounding step wider, so that the row that set it
+        keeps its winner."""
+        margin: np.ndarray = self.form[2] * np.nextafter(np.float32(width * (1 + 1e-6)), np.float32(np.inf))
+        return margin.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _HeadChoice:
+    """Estimates, one or a cascade's two, with their margin factors, and what comes of them."""
+
+    estimates: tuple[_HeadEstimate, ...]
+    widths: tuple[float, ...]
+    pruned: tuple[float, ...]
+    lost: float
+    saved: float
 
 
 def _head(
@@ -139,48 +214,97 @@ def _head(
     rows = statistics.rows[: max(64, _ELEMENTS // site.outputs), :, 0]
     weight = site.load_weight()[:, :, 0]
     product = rows @ weight.T
-    final = product + site.bias
-    found = basis(weight, rows, ranks(site)[-1])
-    best: list[SitePlan | None] = [None] * len(budgets)
-    for rank in ranks(site):
-        down, up = found.down[:rank].astype(np.float32), found.up[:, :rank].astype(np.float32)
-        estimate = (rows @ down.T) @ up.T
+    tried = ranks(site)
+    found = basis(weight, rows, tried[-1])
+    estimates = []
+    for rank in tried:
+        estimate = _estimate(found, rows, rank)
         form = head.calibrated_form(estimate, product, site.bias)
-        slope, shift, sigma = form
-        needed = np.sort(head.needed_width(estimate, final, form))
+        needed = head.needed_width(estimate, product + site.bias, form)
+        some = estimate[: head.SHARE_ROWS] * form[0] + form[1]
+        estimates.append(_HeadEstimate(rank, form, needed, np.sort(needed), some.astype(np.float32)))
+    best: list[_HeadChoice | None] = [None] * len(budgets)
+    most = max(tried[0], min(site.outputs, site.groups) * _FIRST_RANK)
+    for first in estimates:
         for i, budget in enumerate(budgets):
-            width, lost = head.width_for(needed, budget)
-            alive = head.candidates(estimate[: head.SHARE_ROWS], form, width).sum(axis=1)
-            share = 1 - float(np.where(alive == 1, 0, alive).mean()) / site.outputs
-            saved = share - estimate_share(site, rank)
-            held = best[i]
-            if saved <= 0 or (held is not None and saved <= (held.saved or 0)):
+            best[i] = _better(best[i], _alone(site, first, budget))
+            if first.rank <= most:
+                later = [one for one in estimates if one.rank > first.rank]
+                best[i] = _better(best[i], _cascade(site, first, later, budget, best[i]))
+    return [None if choice is None else _head_plan(site, found, choice) for choice in best]
+
+
+def _better(held: _HeadChoice | None, other: _HeadChoice | None) -> _HeadChoice | None:
+    if other is None or other.saved <= (held.saved if held else 0.0):
+        return held
+    return other
+
+
+def _alone(site: Site, one: _HeadEstimate, budget: float) -> _HeadChoice:
+    width, lost = head.width_for(one.needed, budget)
+    share = 1 - _open(site, head.remaining(one.some, one.reach(width)).sum(axis=1))
+    saved = share - estimate_share(site, [one.rank])
+    return _HeadChoice((one,), (width,), (share,), lost, saved)
+
+
+def _cascade(
+    site: Site, first: _HeadEstimate, later: Sequence[_HeadEstimate], budget: float, held: _HeadChoice | None
+) -> _HeadChoice | None:
+    """The best second estimate after ``first``; ``held`` where none is better than that."""
+    for share in _FIRST_LOSSES:
+        width, lost = head.width_for(first.needed, share * budget)
+        gone = first.needed_by_row > width
+        lost = min(lost, share * budget) if not gone.any() else float(gone.mean())
+        mask = head.remaining(first.some, first.reach(width))
+        left = _open(site, mask.sum(axis=1))
+        at = np.nonzero(mask)
+        for second in later:
+            cost = estimate_share(site, [first.rank, second.rank], left)
+            if held is not None and 1 - cost <= held.saved:
                 continue
-            # One rounding step wider, so that the row that set the width keeps its winner.
-            margin = sigma * np.nextafter(np.float32(width * (1 + 1e-6)), np.float32(np.inf))
-            test = {"shift": shift.astype(np.float32), "margin": margin.astype(np.float32)}
-            best[i] = _plan(site, down, up * slope[:, None], test, share, lost, saved)
-    return best
+            # Rows that the first has lost need nothing of the second.
+            needed = np.sort(np.where(gone, 0, second.needed_by_row))
+            wider, more = head.width_for(needed, budget - lost)
+            open_ = _open(site, head.remaining_among(second.some, second.reach(wider), *at))
+            pruned = (1 - left, 1 - open_)
+            held = _better(
+                held, _HeadChoice((first, second), (width, wider), pruned, lost + more, 1 - open_ - cost)
+            )
+    return held
+
+
+def _open(site: Site, alive: np.ndarray) -> float:
+    """Share of classes that are open, of the classes left by row; a row with one has none."""
+    return float(np.where(alive == 1, 0, alive).mean()) / site.outputs
+
+
+def _head_plan(site: Site, found: Basis, choice: _HeadChoice) -> SitePlan:
+    slope = choice.estimates[-1].form[0]
+    parameters = _parameters(found, [one.rank for one in choice.estimates], slope)
+    before = None
+    for one, width in zip(choice.estimates, choice.widths, strict=True):
+        shift = one.form[1]
+        more = "" if before is None else "_more"
+        # A second estimate is added to the first, its shift too.
+        parameters["shift" + more] = shift if before is None else shift - before
+        parameters["margin" + more] = one.reach(width)
+        before = shift
+    return _plan(site, parameters, choice.pruned, choice.lost, choice.saved)
 
 
 def _plan(
-    site: Site,
-    down: np.ndarray,
-    up: np.ndarray,
-    test: dict[str, np.ndarray],
-    pruned: float,
-    lost: float,
-    saved: float,
+    site: Site, parameters: dict[str, np.ndarray], pruned: tuple[float, ...], lost: float, saved: float
 ) -> SitePlan:
-    """A plan with ``V`` and ``U``, the test's arrays, and what is expected of it."""
+    """A plan with ``V``, ``U``, the test's arrays, and what is expected of it."""
+    rank, first = len(parameters["V"]), parameters["U"].shape[1]
     return SitePlan(
         site.name,
         staged=True,
-        reason=f"estimate of rank {len(down)}",
+        reason=f"estimate of rank {rank}" if rank == first else f"estimates of ranks {first} and {rank}",
         estimate="low-rank",
         test="calibrated",
-        parameters={"V": down, "U": up.astype(np.float32), **test},
-        pruned=(pruned,),
+        parameters={name: values.astype(np.float32) for name, values in parameters.items()},
+        pruned=pruned,
         lost_energy=lost,
         saved=saved,
     )

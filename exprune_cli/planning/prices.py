@@ -11,13 +11,11 @@ budgets, are read off one histogram.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-
-from exprune_cli.planning.chunks import saved_share
 
 #: Earlier checks pay a lower price: what they leave, a later check can still decide.
 EARLIER = 0.4
@@ -58,13 +56,19 @@ def prices(price: float, ends: Sequence[int], groups: int) -> list[float]:
     return [price * (1 - end / groups) * (1 if i == last else EARLIER) for i, end in enumerate(ends)]
 
 
+def elements(outputs: int) -> slice:
+    """Rows that :func:`choose` looks at, of a site with so many outputs."""
+    return slice(0, max(64, _ELEMENTS // outputs))
+
+
 def choose(
     losses: Sequence[np.ndarray],
     energy: np.ndarray,
     ends: Sequence[int],
     groups: int,
     budgets: Sequence[float],
-    test_cost: float,
+    saved: Callable[[Sequence[int], Sequence[float]], float],
+    most_checks: int = MOST_CHECKS,
 ) -> list[Choice | None]:
     """The best checks and price for every budget.
 
@@ -74,12 +78,14 @@ def choose(
         ends: Candidate positions in units of work: groups, or multiply-accumulates.
         groups: The whole work in that unit.
         budgets: Shares of the energy that may be lost.
-        test_cost: Cost of one test as a share of one output's dense FLOPs.
+        saved: Share of the site's FLOPs that is saved, of indices of checks and the shares of outputs that are
+            decided at or before each.
+        most_checks: At most so many.
 
     Returns:
         For each budget the choice that saves most, None if none saves anything.
     """
-    rows = slice(0, max(64, _ELEMENTS // energy.shape[1]))
+    rows = elements(energy.shape[1])
     energy = energy[rows].ravel()
     total = float(energy.sum())
     lowest = _LOWEST * (total / max(energy.size, 1) + 1e-30)
@@ -88,9 +94,9 @@ def choose(
         for loss, end in zip(losses, ends, strict=True)
     ]
     best: list[Choice | None] = [None] * len(budgets)
-    for size in range(1, MOST_CHECKS + 1):
+    for size in range(1, most_checks + 1):
         found = [
-            _Curve(checks, [ends[i] for i in checks], groups, [first[i] for i in checks], energy, test_cost)
+            _Curve(checks, [first[i] for i in checks], energy, saved)
             for checks in combinations(range(len(ends)), size)
         ]
         for i, budget in enumerate(budgets):
@@ -118,13 +124,11 @@ class _Curve:
     def __init__(
         self,
         checks: tuple[int, ...],
-        ends: Sequence[int],
-        groups: int,
         first: Sequence[np.ndarray],
         energy: np.ndarray,
-        test_cost: float,
+        saved: Callable[[Sequence[int], Sequence[float]], float],
     ) -> None:
-        self.checks, self.ends, self.groups, self.test_cost = checks, ends, groups, test_cost
+        self.checks, self.saved = checks, saved
         shares, earliest = [], np.full(energy.size, _GRID + _STEPS, np.uint8)
         for i, index in enumerate(first):
             later = np.minimum(index, _GRID) + np.uint8(0 if i == len(first) - 1 else _STEPS)
@@ -141,6 +145,5 @@ class _Curve:
         if step < 0:
             return None
         pruned = tuple(float(share) for share in self.shares[:, step])
-        saved = saved_share(self.ends, self.groups, pruned, self.test_cost)
         lost = float(self.lost[step]) / (total + 1e-30)
-        return Choice(self.checks, lowest * _RATIO**step, saved, pruned, lost)
+        return Choice(self.checks, lowest * _RATIO**step, self.saved(self.checks, pruned), pruned, lost)

@@ -105,7 +105,11 @@ def _plan_calibrated(
     losses = [_expected(f, total, offset, weights) for f, total in zip(fits, sums, strict=False)]
     energy = _output_energy(site, sums[-1] + offset) * weights
     plans: list[SitePlan] = []
-    for choice in choose(losses, energy, work, whole, budgets, test_cost):
+
+    def saved(checks: Sequence[int], pruned: Sequence[float]) -> float:
+        return chunks.saved_share([work[i] for i in checks], whole, pruned, test_cost)
+
+    for choice in choose(losses, energy, work, whole, budgets, saved):
         if choice is None or (alive is not None and not plans):
             # The first offer of a site that skips zeros is the lossless one.
             plans.append(

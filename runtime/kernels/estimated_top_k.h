@@ -39,6 +39,7 @@ struct EstimatedTopKPlan {
   Source source;  // of the rows in work
   int64_t first_row, rows, blocks;
   float* upper;      // [rows][blocks * kTopKClasses], nothing below a score's bound
+  float* value;      // [rows][blocks * kTopKClasses], the estimates; only of a cascade
   float* most;       // [rows][blocks], largest of `upper`, NaN if one is NaN
   float* lower;      // [rows][blocks][k], largest lower bounds, ascending
   int32_t* classes;  // [rows][N], those that remain, ascending
@@ -46,6 +47,14 @@ struct EstimatedTopKPlan {
   int64_t* listed;   // [rows]
   int64_t* starts;   // [rows + 1], finish tasks before a row
   std::atomic<bool> failed{false};
+
+  bool cascade() const {
+    if constexpr (Source::kSound) {
+      return false;
+    } else {
+      return call->layer.more > 0;
+    }
+  }
 
   float* uppers(int64_t r, int64_t block) const { return upper + (r * blocks + block) * kTopKClasses; }
 
@@ -78,6 +87,7 @@ struct EstimatedTopKPlan {
   void note(int64_t r, int64_t block, int64_t i, int64_t used, const Estimate& e) const {
     const V high = e.value + e.reach, low = e.value - e.reach;
     store(uppers(r, block) + i, high);
+    if (cascade()) store(value + (r * blocks + block) * kTopKClasses + i, e.value);
     const I wanted = used >= kLanes ? splat(-1) : lanes() < splat(static_cast<int32_t>(used));
     Largest largest = largest_of(r, block);
     uint32_t better = bits(reinterpret_cast<I>(low > splat(largest.values[0])) & wanted);
@@ -166,6 +176,36 @@ struct EstimatedTopKPlan {
     if (kept < call->k) list_all(r);
   }
 
+  // Of a cascade, estimates the classes that remain again, and lists those that can still be the best.
+  static void again_task(void* user, size_t index) {
+    const EstimatedTopKPlan& p = *static_cast<const EstimatedTopKPlan*>(user);
+    const int64_t r = static_cast<int64_t>(index);
+    if (!p.decided(r)) p.again(r);
+  }
+
+  void again(int64_t r) const {
+    if constexpr (!Source::kSound) {
+      const auto& layer = call->layer;
+      int32_t* list = classes + r * layer.outputs;
+      float* second = scores + r * layer.outputs;
+      const float* first = value + r * blocks * kTopKClasses;
+      float bar = -INFINITY;
+      for (int64_t i = 0; i < listed[r]; i++) {
+        const int64_t n = list[i];
+        second[i] = first[n] + (source.more_of(r, n) + layer.shift_more[n]);
+        const float low = second[i] - layer.reach_more[n];
+        if (low > bar) bar = low;  // a NaN is not
+      }
+      int64_t kept = 0;
+      for (int64_t i = 0; i < listed[r]; i++) {
+        const int32_t n = list[i];
+        list[kept] = n;
+        kept += !(second[i] + layer.reach_more[n] < bar);
+      }
+      listed[r] = kept;
+    }
+  }
+
   static void finish_task(void* user, size_t index) {
     const EstimatedTopKPlan& p = *static_cast<const EstimatedTopKPlan*>(user);
     const auto& layer = p.call->layer;
@@ -228,10 +268,16 @@ struct EstimatedTopKPlan {
     for (int64_t r = 0; r < rows; r++) list_row(r, storage);
     // An estimate that is not certain decides as its function does: by its own bar.
     if (Source::kSound && !env->parallel(env->context, static_cast<size_t>(rows), narrow_task, this)) return false;
+    int64_t* survivors = call->survivors;
+    if (cascade()) {
+      for (int64_t r = 0; r < rows; r++) *survivors += decided(r) ? 0 : listed[r];
+      survivors++;
+      if (!env->parallel(env->context, static_cast<size_t>(rows), again_task, this)) return false;
+    }
     starts[0] = 0;
     for (int64_t r = 0; r < rows; r++) {
       const int64_t left = decided(r) ? 0 : listed[r];
-      *call->survivors += left;
+      *survivors += left;
       starts[r + 1] = starts[r] + blocks_of(left, kTopKFinish);
     }
     if (!env->parallel(env->context, static_cast<size_t>(starts[rows]), finish_task, this)) return false;
@@ -242,10 +288,11 @@ struct EstimatedTopKPlan {
 
 template <class Source, class Call>
 static bool estimated_top_k(const Call& call, const Env& env) {
-  call.survivors[0] = 0;
   const int64_t outputs = call.layer.outputs;
   EstimatedTopKPlan<Source, Call> plan;
   plan.call = &call;
+  call.survivors[0] = 0;
+  if (plan.cascade()) call.survivors[1] = 0;
   plan.env = &env;
   plan.source.layer = &call.layer;
   plan.blocks = blocks_of(outputs, kTopKClasses);
@@ -254,6 +301,7 @@ static bool estimated_top_k(const Call& call, const Env& env) {
     Carver carver(base);
     plan.source.carve(carver, group);
     plan.upper = carver.take<float>(group * plan.blocks * kTopKClasses);
+    plan.value = carver.take<float>(plan.cascade() ? group * plan.blocks * kTopKClasses : 0);
     plan.most = carver.take<float>(group * plan.blocks);
     plan.lower = carver.take<float>(group * plan.blocks * call.k);
     plan.classes = carver.take<int32_t>(group * outputs);

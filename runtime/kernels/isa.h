@@ -23,6 +23,15 @@
 namespace exprune {
 namespace EXPRUNE_ISA {
 
+static bool low_rank_gemm(const LowRankGemmCall& call, const Env& env) {
+  if (!call.layer.more) return estimated_gemm<LowRankSource>(call, env);
+  LowRankGemmCall second = call;
+  second.layer.open = call.survivors;
+  second.survivors = call.survivors + 1;
+  *second.layer.open = 0;
+  return estimated_gemm<CascadeSource>(second, env);
+}
+
 extern const Kernels kKernels;
 const Kernels kKernels = {
     EXPRUNE_NAME(EXPRUNE_ISA),
@@ -33,7 +42,7 @@ const Kernels kKernels = {
     sparse_gemm,
     estimated_gemm<QuantizedSource>,
     estimated_top_k<QuantizedSource>,
-    estimated_gemm<LowRankSource>,
+    low_rank_gemm,
     estimated_top_k<LowRankSource>,
     block_conv,
     sparse_conv,

@@ -159,17 +159,23 @@ struct Quantized {
 constexpr int64_t kMostQuantizedGroups = 65536;
 constexpr int64_t kMostK = 64;
 
-// Weights in full, and an estimate of the outputs of low rank: U (V x) + shift, give or take `reach`.
+// Weights in full, and an estimate of the outputs of low rank: U (V x) + shift, give or take `reach`. What it leaves
+// open is estimated again, with `more` numbers more, where there are any: a cascade.
 struct LowRank {
   int64_t outputs;      // N
   int64_t groups;       // G
   int64_t rank;         // r
-  const float* down;    // V, [r, G]
+  int64_t more;         // 0: one estimate only
+  const float* down;    // V, [r + more, G]
   const float* up;      // U, [N, r]
   const float* shift;   // [N]
   const float* reach;   // [N]; for a ReLU its negative is the limit below which an output is 0
   const float* weight;  // [N, G]
   const float* bias;    // [N]
+  const float* up_more;     // [N, more]
+  const float* shift_more;  // [N], added to the first shift; of a head only
+  const float* reach_more;  // [N], of the second estimate
+  int64_t* open;            // counts what the first estimate leaves open; several threads add to it
 };
 
 // A Gemm with a ReLU of which some outputs are shown to be 0, and the others are computed.
@@ -199,7 +205,7 @@ struct EstimatedTopKCall {
 
 using QuantizedGemmCall = EstimatedGemmCall<Quantized>;
 using QuantizedTopKCall = EstimatedTopKCall<Quantized>;
-using LowRankGemmCall = EstimatedGemmCall<LowRank>;
+using LowRankGemmCall = EstimatedGemmCall<LowRank>;  // survivors [1], in a cascade [2]
 using LowRankTopKCall = EstimatedTopKCall<LowRank>;
 
 // Attention of `length` new positions over `past` earlier ones and themselves; key and value are all of them.

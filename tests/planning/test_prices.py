@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -22,11 +25,17 @@ def _case(seed: int) -> tuple[list[np.ndarray], np.ndarray]:
     return losses, energy
 
 
+def _saved(ends: Sequence[int], checks: Sequence[int], pruned: Sequence[float]) -> float:
+    return saved_share([ends[i] for i in checks], GROUPS, pruned, COST)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_choice_is_what_its_prices_do(seed: int) -> None:
     losses, energy = _case(seed)
     for budget, choice in zip(
-        (0.001, 0.01, 0.1), choose(losses, energy, ENDS, GROUPS, (0.001, 0.01, 0.1), COST), strict=True
+        (0.001, 0.01, 0.1),
+        choose(losses, energy, ENDS, GROUPS, (0.001, 0.01, 0.1), partial(_saved, ENDS)),
+        strict=True,
     ):
         assert choice is not None
         at = [ENDS[i] for i in choice.checks]
@@ -43,14 +52,14 @@ def test_a_choice_is_what_its_prices_do(seed: int) -> None:
 def test_more_budget_saves_more_and_never_less_than_any_single_check() -> None:
     losses, energy = _case(9)
     budgets = (0.0003, 0.003, 0.03, 0.3)
-    together = choose(losses, energy, ENDS, GROUPS, budgets, COST)
+    together = choose(losses, energy, ENDS, GROUPS, budgets, partial(_saved, ENDS))
     saved = [choice.saved for choice in together if choice]
     assert saved == sorted(saved) and len(saved) == 4
     for i, end in enumerate(ENDS):
-        alone = choose([losses[i]], energy, (end,), GROUPS, budgets, COST)
+        alone = choose([losses[i]], energy, (end,), GROUPS, budgets, partial(_saved, (end,)))
         assert all(one is None or one.saved <= best + 1e-12 for one, best in zip(alone, saved, strict=True))
 
 
 def test_nothing_is_chosen_where_nothing_can_be_saved() -> None:
     never = [np.full((50, 4), np.inf, np.float32)] * 3
-    assert choose(never, np.ones((50, 4)), ENDS, GROUPS, (0.1,), COST) == [None]
+    assert choose(never, np.ones((50, 4)), ENDS, GROUPS, (0.1,), partial(_saved, ENDS)) == [None]

@@ -65,9 +65,9 @@ def valid(op: str, rng: np.random.Generator) -> Call:
         return Call(op, inputs, flags if kind == "ArgMax" else {})
     if op.startswith("LowRank"):
         kind = op[len("LowRank") : -len("Threshold")]
-        rank, full = int(rng.integers(1, 12)), bool(rng.integers(2))
+        rank, full = int(rng.integers(2, 12)), bool(rng.integers(2))
         inputs = low_rank_case(kind, seed, (rows,), outputs=outputs, groups=groups, rank=rank, full=full)
-        return Call(op, inputs, flags if kind == "ArgMax" else {})
+        return Call(op, inputs, flags if op in HEADS else {})
     if op in ("ConvRelu", "PrefixConvBlock", "DynamicPrefixConvBlock"):
         shape = {**_conv(rng), "block": int(rng.choice([1, 5, 16, 64]))}
         more = {"batch": min(rows, 5), "outputs": min(outputs, 33), "groups": min(groups, 16)}

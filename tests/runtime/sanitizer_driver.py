@@ -58,7 +58,7 @@ def address(library: str) -> None:
         for rows in (2, 13, 70):
             for sizes in ((40, 70), (600, 33)):
                 run_constant(library, make(np.random.default_rng(rows), rows, *sizes, 1.0), threads=2)
-    for kind in ("Gemm", "ArgMax"):
+    for kind in ("Gemm", "ArgMax", "CascadeGemm", "CascadeArgMax"):
         for rows in (1, 5, 19, 0):
             run_low_rank(library, kind, low_rank_case(kind, 0, (rows,), outputs=70, full=True), threads=2)
     for sizes in CASES:
