@@ -242,6 +242,7 @@ struct EstimatedTopKPlan {
     for (int64_t i = 0; i < n; i++) {
       // As in the dense layer, a NaN is above nothing, but nothing is above one in first place.
       const bool first = k == 1 && which[i] == 0;
+      if (!Source::kSound && score[i] != score[i] && !first) continue;  // all of them: class 0, as in the function
       const float value = score[i] == score[i] ? score[i] : first ? INFINITY : -INFINITY;
       const bool tie = call->select_last && held == k && value == best[k - 1];
       if (held == k && !(value > best[k - 1]) && !tie) continue;
@@ -254,7 +255,7 @@ struct EstimatedTopKPlan {
       place[at] = i;
       held += held < k;
     }
-    for (int64_t i = 0; i < k; i++) index[i] = which[place[i]];
+    for (int64_t i = 0; i < k; i++) index[i] = i < held ? which[place[i]] : 0;
     for (int64_t i = 0; call->values && i < k; i++) {
       call->values[(first_row + r) * k + i] = score[place[i]];
     }

@@ -102,20 +102,25 @@ bool low_rank_top_k(const LowRankTopKCall& c, const Env& env) {
       if (open > 1) c.survivors[0] += open;
       bar = best_low(estimates, reaches, layer.outputs);
     }
-    int64_t alive = 0, who = -1;
+    int64_t alive = 0, last = 0, who = -1;
     float top = 0;
     for (int64_t n = 0; n < layer.outputs; n++) {
       if (reaches[n] == kOut || estimates[n] + reaches[n] < bar) continue;
       alive++;
+      last = n;
       const double sum = dot(layer.weight + n * layer.groups, x, layer.groups) + layer.bias[n];
       float value = static_cast<float>(sum);
-      if (value != value) value = n == 0 ? INFINITY : -INFINITY;  // as in the dense layer
+      if (value != value) {
+        if (n > 0) continue;
+        value = INFINITY;  // nothing is above it, as in the dense layer
+      }
       if (who < 0 || value > top || (c.select_last && value == top)) {
         who = n;
         top = value;
       }
     }
-    c.index[m] = who;
+    if (who < 0) who = 0;  // all that remain are no numbers
+    c.index[m] = alive == 1 ? last : who;  // one class wins whatever its score is
     if (alive > 1) *survivors += alive;
   }
   return true;
