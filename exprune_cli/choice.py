@@ -27,7 +27,7 @@ from exprune_cli.shapes import infer_shapes
 from exprune_cli.sites import Calibration, Site, SitePlan
 from exprune_cli.timing import SiteTiming
 from exprune_cli.together import keep_together
-from exprune_cli.whole_model import Setting, keep_in_whole
+from exprune_cli.whole_model import Setting, keep_even, keep_in_whole
 
 if TYPE_CHECKING:
     from exprune_cli.data import DataSet
@@ -238,6 +238,7 @@ def faster(job: Job, plans: Mapping[str, SitePlan], together: bool = False) -> M
                 job.timings,
                 job.progress,
             )
+            kept = keep_even(setting, job.matches.sites, {**plans, **job.settled, **kept}, job.progress)
     return {**plans, **job.settled, **kept}
 
 

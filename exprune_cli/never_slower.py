@@ -146,9 +146,12 @@ def keep_faster(
                 if timing.speedup < MARGIN:
                     safe = dense(site, _slower(timing))
                 else:
+                    before = safe
                     safe = _for_all_rows(
-                        site, plan, timer, every, meant, timing.speedup, shapes, seconds, safe.most_rows
+                        site, plan, timer, every, meant, timing.speedup, shapes, seconds, before.most_rows
                     )
+                    if safe.staged and safe.most_rows is None and before.fallback is not None:
+                        safe = dataclasses.replace(safe, fallback=_stricter(before.fallback, safe.fallback))
                 del timer  # before the next one takes as much memory
                 if not safe.staged:
                     break
@@ -228,16 +231,40 @@ def _for_all_rows(
     last, speedup = speedups[-1]
     even = may_be_even and all(rows == meant or each >= EVEN for rows, each in speedups)
     if last >= ROWS[-1] and even and speedup >= EVEN_AT_MOST:
-        return plan
+        if min(each for _, each in speedups) >= OTHER_ROWS:
+            return plan
+        return dataclasses.replace(plan, fallback=_up_to(site, plan, speedups, meant, faster, up_to))
+    return _up_to(site, plan, speedups, meant, faster, up_to)
+
+
+def _up_to(
+    site: Site,
+    plan: SitePlan,
+    speedups: Sequence[tuple[int, float]],
+    meant: int,
+    faster: int,
+    up_to: int | None,
+) -> SitePlan:
+    """The plan for as many rows as it was ``faster`` at, with a guard beyond, or dense; see :func:`_for_all_rows`."""
+    first = next((at for at, (rows, _) in enumerate(speedups) if rows > faster), len(speedups))
     if faster < meant:
         return dense(site, f"faster at {meant} rows, but not at {speedups[first][0]}")
-    if faster >= ROWS[-1] and speedup >= ANY_ROWS and up_to is None:
+    if faster >= ROWS[-1] and speedups[-1][1] >= ANY_ROWS and up_to is None:
         return plan
     if can_be_guarded(site, plan):
         return dataclasses.replace(plan, most_rows=faster)
     if faster < ROWS[-1]:
         return dense(site, f"faster up to {faster} rows only, and the number of rows is open")
     return plan
+
+
+def _stricter(one: SitePlan, other: SitePlan | None) -> SitePlan:
+    """Of two forms for the same site the one for fewer rows."""
+    if other is None or not one.staged:
+        return one
+    if not other.staged or one.most_rows is None:
+        return other
+    return one if other.most_rows is None or one.most_rows <= other.most_rows else other
 
 
 def computes_all(site: Site, plan: SitePlan) -> bool:

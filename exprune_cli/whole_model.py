@@ -38,7 +38,7 @@ GAIN, SCATTER, EVEN = 1.005, 0.93, 0.97
 #: Seconds of a run beyond which a call's cost does not matter, and doubtful forms that are tried at most.
 _LONGEST, MOST_TRIED = 5e-3, 24
 #: Batch sizes that the model is checked at where its number of rows is open.
-_BATCHES = (4, 16, 64)
+_BATCHES = (2, 4, 16, 64)
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,29 @@ def keep_in_whole(
     shapes = infer_shapes(setting.model.proto)
     vary = any(kept[site.name] is not plans[site.name] and rows_vary(site, shapes) for site in sites)
     return kept if not vary or _holds_for_batches(setting, proto) else dict(plans)
+
+
+def keep_even(
+    setting: Setting,
+    sites: Sequence[Site],
+    plans: Mapping[str, SitePlan],
+    progress: Progress | None = None,
+) -> dict[str, SitePlan]:
+    """Takes forms back that alone were about even at some numbers of rows, if the whole model is slower there.
+
+    Args:
+        setting: What they are timed in.
+        sites: All sites of the model.
+        plans: By site name.
+        progress: Where progress is shown.
+    """
+    even = {name: plan.fallback for name, plan in plans.items() if plan.fallback is not None}
+    if even and progress is not None:
+        progress.stage("timing the whole model with more rows", 1)
+    holds = not even or _holds_for_batches(setting, rewrite(setting.model, sites, plans)[0])
+    if even and progress is not None:
+        progress.advance()
+    return dict(plans) if holds else {**plans, **even}
 
 
 def doubtful(

@@ -9,6 +9,7 @@ import pytest
 
 from exprune_cli.match import match
 from exprune_cli.model import load
+from exprune_cli.planning.planner import plan as plan_sites
 from exprune_cli.planning.quantized import plan_quantized
 from exprune_cli.planning.relu import dense
 from exprune_cli.random_feeds import random_feeds
@@ -16,7 +17,7 @@ from exprune_cli.rewrite import rewrite
 from exprune_cli.runtime import runtime_available
 from exprune_cli.sessions import open_session
 from exprune_cli.timing import SiteTiming
-from exprune_cli.whole_model import MOST_TRIED, NEAR, Setting, doubtful, keep_in_whole
+from exprune_cli.whole_model import MOST_TRIED, NEAR, Setting, doubtful, keep_even, keep_in_whole
 
 from ..models import mlp
 
@@ -89,3 +90,14 @@ def test_the_model_computes_the_same_whatever_is_kept(case):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     # Nothing is doubtful: nothing is timed.
     assert keep_in_whole(setting, sites, plans, forms, {}) == plans
+
+
+def test_what_is_slower_with_more_rows_is_taken_back(case):
+    """The paper's z-test costs more than the whole layer: no machine is faster with it."""
+    model, sites, _, plans = case
+    setting = Setting(model, model, random_feeds(model, 1, 0, 4), 0)
+    slow = plan_sites(sites, None, "stats")[0]
+    assert any(plan.staged for plan in slow.values())
+    even = {name: dataclasses.replace(plan, fallback=plans[name]) for name, plan in slow.items()}
+    assert keep_even(setting, sites, even) == plans
+    assert keep_even(setting, sites, slow) == slow  # nothing is in doubt: nothing is timed
