@@ -146,12 +146,12 @@ def keep_faster(
                 if timing.speedup < MARGIN:
                     safe = dense(site, _slower(timing))
                 else:
-                    before = safe
+                    before = safe.fallback
                     safe = _for_all_rows(
-                        site, plan, timer, every, meant, timing.speedup, shapes, seconds, before.most_rows
+                        site, plan, timer, every, meant, timing.speedup, shapes, seconds, safe.most_rows
                     )
-                    if safe.staged and safe.most_rows is None and before.fallback is not None:
-                        safe = dataclasses.replace(safe, fallback=_stricter(before.fallback, safe.fallback))
+                    if before is not None and safe.staged and (safe.fallback is None or not before.staged):
+                        safe = dataclasses.replace(safe, fallback=before)
                 del timer  # before the next one takes as much memory
                 if not safe.staged:
                     break
@@ -207,6 +207,8 @@ def _for_all_rows(
 ) -> SitePlan:
     """A plan that won at ``meant`` rows, made safe for every number of rows that the model may be given.
 
+    Where it does not win by far, it has a ``fallback`` for as many rows as are meant.
+
     ``won``: the speed-up there. ``up_to``: rows above which an earlier timing lost.
     """
     if not rows_vary(site, shapes):
@@ -231,40 +233,26 @@ def _for_all_rows(
     last, speedup = speedups[-1]
     even = may_be_even and all(rows == meant or each >= EVEN for rows, each in speedups)
     if last >= ROWS[-1] and even and speedup >= EVEN_AT_MOST:
-        if min(each for _, each in speedups) >= OTHER_ROWS:
-            return plan
-        return dataclasses.replace(plan, fallback=_up_to(site, plan, speedups, meant, faster, up_to))
-    return _up_to(site, plan, speedups, meant, faster, up_to)
-
-
-def _up_to(
-    site: Site,
-    plan: SitePlan,
-    speedups: Sequence[tuple[int, float]],
-    meant: int,
-    faster: int,
-    up_to: int | None,
-) -> SitePlan:
-    """The plan for as many rows as it was ``faster`` at, with a guard beyond, or dense; see :func:`_for_all_rows`."""
-    first = next((at for at, (rows, _) in enumerate(speedups) if rows > faster), len(speedups))
+        return plan if all(wins) else _with_fallback(site, plan, meant if faster >= meant else 0)
     if faster < meant:
         return dense(site, f"faster at {meant} rows, but not at {speedups[first][0]}")
-    if faster >= ROWS[-1] and speedups[-1][1] >= ANY_ROWS and up_to is None:
+    if faster >= ROWS[-1] and speedup >= ANY_ROWS and up_to is None:
         return plan
     if can_be_guarded(site, plan):
-        return dataclasses.replace(plan, most_rows=faster)
+        return _with_fallback(site, dataclasses.replace(plan, most_rows=faster), meant)
     if faster < ROWS[-1]:
         return dense(site, f"faster up to {faster} rows only, and the number of rows is open")
     return plan
 
 
-def _stricter(one: SitePlan, other: SitePlan | None) -> SitePlan:
-    """Of two forms for the same site the one for fewer rows."""
-    if other is None or not one.staged:
-        return one
-    if not other.staged or one.most_rows is None:
-        return other
-    return one if other.most_rows is None or one.most_rows <= other.most_rows else other
+def _with_fallback(site: Site, plan: SitePlan, rows: int) -> SitePlan:
+    """The plan with one for at most so many rows to fall back on, where that is another; 0: dense."""
+    if plan.most_rows == rows:
+        return plan
+    other = dense(site, "slower with more rows in the whole model, and the number of rows is open")
+    if rows and can_be_guarded(site, plan):
+        other = dataclasses.replace(plan, most_rows=rows)
+    return dataclasses.replace(plan, fallback=other)
 
 
 def computes_all(site: Site, plan: SitePlan) -> bool:

@@ -216,8 +216,8 @@ class SitePlan:
         lost_energy: Expected share of the site's energy (sum of squared outputs) that is lost.
         most_rows: With more rows than this the site is slower than dense, and an If takes the dense
             layer; None: never.
-        fallback: For a form that alone was about even at some numbers of rows: what is taken where the whole
-            model shows that it is slower there.
+        fallback: For a form that alone does not win by far at every number of rows: what is taken if the whole
+            model is slower with more rows than are meant.
         saved: Expected share of the site's dense FLOPs that is saved, where it does not follow from
             ``ends`` and ``pruned``.
         nonzero: Share of each chunk's weights that are not zero, where the site was statically pruned.

@@ -103,7 +103,8 @@ def keep_even(
     plans: Mapping[str, SitePlan],
     progress: Progress | None = None,
 ) -> dict[str, SitePlan]:
-    """Takes forms back that alone were about even at some numbers of rows, if the whole model is slower there.
+    """Falls back, for all forms that alone did not win by far at every number of rows, if the whole model is slower
+    there.
 
     Args:
         setting: What they are timed in.

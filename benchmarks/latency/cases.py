@@ -127,7 +127,7 @@ def decode_step() -> Case:
         "relu_lm decode step",
         build,
         feeds,
-        (1, 2, 4, 16),
+        (1, 2, 4, 16, 64),
         checks=2000,
         fused=True,
         limit=without_sites,

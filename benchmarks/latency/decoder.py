@@ -90,7 +90,7 @@ def decoder(width: int, hidden: int, layers: int, heads: int, tokens: int, alive
             yield {"token": rng.integers(tokens, size=(batch, 1)), "past_keys": keys, "past_values": values}
 
     name = f"decoder {layers} x {width}-{hidden}, {tokens // 1000}k tokens, {alive:.0%} alive"
-    return Case(name, build, feeds, (1, 2, 4, 16), checks=100, fused=True)
+    return Case(name, build, feeds, (1, 2, 4, 16, 64), checks=100, fused=True)
 
 
 def _constants(width: int, heads: int) -> dict[str, np.ndarray]:
