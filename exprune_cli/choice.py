@@ -229,7 +229,7 @@ def faster(job: Job, plans: Mapping[str, SitePlan], together: bool = False) -> M
                 job.feeds,
                 job.progress,
             )
-            setting = Setting(job.model, job.given, job.feeds, job.seed)
+            setting = Setting(job.model, job.given, job.feeds, job.seed, job.batch)
             kept = keep_in_whole(
                 setting,
                 job.matches.sites,

@@ -52,12 +52,14 @@ class Setting:
         original: What the result must not be slower than.
         feeds: Inputs of one run each, at the batch size meant.
         seed: Of random inputs of other batch sizes.
+        batch: The batch size meant.
     """
 
     model: Model
     original: Model
     feeds: Sequence[Feeds]
     seed: int
+    batch: int = 1
 
 
 def keep_in_whole(
@@ -94,7 +96,7 @@ def keep_in_whole(
             progress.advance()
     shapes = infer_shapes(setting.model.proto)
     vary = any(kept[site.name] is not plans[site.name] and rows_vary(site, shapes) for site in sites)
-    return kept if not vary or _holds_for_batches(setting, proto, EVEN) else dict(plans)
+    return kept if not vary or _batches_held(setting, proto, EVEN) == _BATCHES else dict(plans)
 
 
 def keep_even(
@@ -104,7 +106,7 @@ def keep_even(
     progress: Progress | None = None,
 ) -> dict[str, SitePlan]:
     """Falls back, for all forms that alone did not win by far at every number of rows, if the whole model is slower
-    there.
+    there: what falls back is for the largest batch at which it was not.
 
     Args:
         setting: What they are timed in.
@@ -112,13 +114,23 @@ def keep_even(
         plans: By site name.
         progress: Where progress is shown.
     """
-    even = {name: plan.fallback for name, plan in plans.items() if plan.fallback is not None}
-    if even and progress is not None:
+    doubted = {name: plan.fallback for name, plan in plans.items() if plan.fallback is not None}
+    if not doubted:
+        return dict(plans)
+    if progress is not None:
         progress.stage("timing the whole model with more rows", 1)
-    holds = not even or _holds_for_batches(setting, rewrite(setting.model, sites, plans)[0], _SURE)
-    if even and progress is not None:
+    held = _batches_held(setting, rewrite(setting.model, sites, plans)[0], _SURE)
+    if progress is not None:
         progress.advance()
-    return dict(plans) if holds else {**plans, **even}
+    if held == _BATCHES:
+        return dict(plans)
+    more = max(1, held[-1] // setting.batch) if held else 1
+    return {**plans, **{name: _for_more_rows(plan, more) for name, plan in doubted.items()}}
+
+
+def _for_more_rows(plan: SitePlan, factor: int) -> SitePlan:
+    """A form for so many times the rows that it is for."""
+    return plan if plan.most_rows is None else dataclasses.replace(plan, most_rows=factor * plan.most_rows)
 
 
 def doubtful(
@@ -163,19 +175,19 @@ def _gains(before: onnx.ModelProto, after: onnx.ModelProto, feeds: Sequence[Feed
     return True
 
 
-def _holds_for_batches(setting: Setting, proto: onnx.ModelProto, least: float) -> bool:
-    """Whether the model has this speed-up at least with more rows, on random inputs."""
-    for batch in _BATCHES:
+def _batches_held(setting: Setting, proto: onnx.ModelProto, least: float) -> tuple[int, ...]:
+    """The batch sizes, up to the first that fails, at which the model has this speed-up, on random inputs."""
+    for at, batch in enumerate(_BATCHES):
         feeds = random_feeds(setting.original, batch, setting.seed, 4)
         if feeds is None:
-            return False
+            return _BATCHES[:at]
         try:
             for threads in thread_counts():
                 times = latency(
                     setting.original.proto, proto, feeds, threads, rounds=3, min_runs=40, max_seconds=2.0
                 )
                 if times.speedup is None or times.speedup < least:
-                    return False
+                    return _BATCHES[:at]
         except ExpruneError:  # random sizes or indices do not fit together
-            return False
-    return True
+            return _BATCHES[:at]
+    return _BATCHES
