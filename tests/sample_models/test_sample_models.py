@@ -95,7 +95,10 @@ def _saved(record, rows: float, alive: np.ndarray) -> float:
         return 2 * width * (rows * groups - float(alive[0])) - rows * groups
     if record.estimate == "low-rank":
         rank = record.parameters["rank"]
-        spent = 2 * rows * rank * (groups + width) + 2 * rows * width + 2 * float(alive[0]) * groups
+        first = record.parameters.get("first_rank", rank)
+        spent = 2 * rows * (rank * groups + first * width) + 2 * rows * width + 2 * float(alive[-1]) * groups
+        if first < rank:
+            spent += float(alive[0]) * (2 * (rank - first) + 2)
         return 2 * rows * width * groups - spent
     saved, before = 0.0, rows * width
     for check, end in enumerate(record.ends[:-1]):
