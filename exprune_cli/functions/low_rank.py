@@ -72,13 +72,19 @@ _EXTRA = """
 """
 
 
-def _below(guess: str, limit: str, open_: str, count: str) -> str:
-    """Text for what ``guess`` leaves open, and its number."""
+def _left_open(guess: str, limit: str, result: str) -> str:
+    """Text for what ``guess`` leaves open."""
     return f"""
-  {open_}_below = Less ({guess}, {limit})
-  {open_} = Not ({open_}_below)
-  {open_}_number = Cast <to = 1> ({open_})
-  {count} = ReduceSum <keepdims = 0> ({open_}_number)
+  {result}_below = Less ({guess}, {limit})
+  {result} = Not ({result}_below)
+"""
+
+
+def _number(mask: str, result: str) -> str:
+    """Text for how many of ``mask`` are true, a scalar float."""
+    return f"""
+  {mask}_number = Cast <to = 1> ({mask})
+  {result} = ReduceSum <keepdims = 0> ({mask}_number)
 """
 
 
@@ -88,7 +94,7 @@ def _gemm(opset: int) -> Function:
         f"""{_ESTIMATE}{_ONE}
   off = Add (bias, offset)
   guess = Add (estimate, off)
-{_below("guess", "limit", "undecided", "open_count")}
+{_left_open("guess", "limit", "undecided")}{_number("undecided", "open_count")}
 {_TOTAL}{_SURVIVORS_OF_ONE}
 {FINISH_RELU}""",
         "A Gemm and its ReLU: outputs whose estimate of low rank is below their limit become 0. The others "
@@ -102,14 +108,12 @@ def _cascade_gemm(opset: int) -> Function:
         f"""{_ESTIMATE}{_FIRST_OF_TWO}
   off = Add (bias, offset)
   guess = Add (estimate, off)
-{_below("guess", "limit", "first_open", "first_count")}
+{_left_open("guess", "limit", "first_open")}{_number("first_open", "first_count")}
 {_EXTRA}
   second_guess = Add (guess, extra)
-  second_below = Less (second_guess, limit_more)
-  second_open = Not (second_below)
+{_left_open("second_guess", "limit_more", "second_open")}
   undecided = And (first_open, second_open)
-  undecided_number = Cast <to = 1> (undecided)
-  open_count = ReduceSum <keepdims = 0> (undecided_number)
+{_number("undecided", "open_count")}
 {_TOTAL}{_SURVIVORS_OF_TWO}
 {FINISH_RELU}""",
         "A Gemm and its ReLU: outputs whose estimate of low rank is below their limit become 0, and so do those "

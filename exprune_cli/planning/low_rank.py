@@ -214,13 +214,14 @@ def _head(
     rows = statistics.rows[: max(64, _ELEMENTS // site.outputs), :, 0]
     weight = site.load_weight()[:, :, 0]
     product = rows @ weight.T
+    final = product + site.bias
     tried = ranks(site)
     found = basis(weight, rows, tried[-1])
     estimates = []
     for rank in tried:
         estimate = _estimate(found, rows, rank)
         form = head.calibrated_form(estimate, product, site.bias)
-        needed = head.needed_width(estimate, product + site.bias, form)
+        needed = head.needed_width(estimate, final, form)
         some = estimate[: head.SHARE_ROWS] * form[0] + form[1]
         estimates.append(_HeadEstimate(rank, form, needed, np.sort(needed), some.astype(np.float32)))
     best: list[_HeadChoice | None] = [None] * len(budgets)
@@ -230,7 +231,7 @@ def _head(
             best[i] = _better(best[i], _alone(site, first, budget))
             if first.rank <= most:
                 later = [one for one in estimates if one.rank > first.rank]
-                best[i] = _better(best[i], _cascade(site, first, later, budget, best[i]))
+                best[i] = _cascade(site, first, later, budget, best[i])
     return [None if choice is None else _head_plan(site, found, choice) for choice in best]
 
 
