@@ -15,18 +15,11 @@ import onnx
 from benchmarks.latency.case import Case, Feeds
 from benchmarks.latency.cases import cases
 from benchmarks.latency.contenders import make, session
+from benchmarks.latency.turns import SECONDS, ratios, standard_error, timed
 from exprune_cli.data import open_data
 from exprune_cli.measure import measure
 from exprune_cli.record import read_record
 from exprune_cli.runtime import runtime_info
-from exprune_cli.sessions import REST
-
-SECONDS = 6.0
-#: Sessions of one model differ by 5 % and more, by where its weights come to lie in memory: all are opened so often,
-#: in another order each time.
-OPENINGS = 5
-TURNS = (3, 12)  # of an opening, least and most
-BURST = 4  # timed runs in a row, on several threads
 
 
 def main() -> None:
@@ -52,8 +45,8 @@ def main() -> None:
 
 
 HEADER = (
-    "| case | threads | batch | contender | ms | x dense | equal | MB | GB/s |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| case | threads | batch | contender | ms | x dense | ± | equal | MB | GB/s |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
@@ -74,55 +67,20 @@ def run_case(
         for count in threads:
             wanted = [batch for batch in case.batches if not batches or batch in batches]
             inputs = {batch: list(itertools.islice(case.feeds(batch, 8), 16)) for batch in wanted}
-            pause = REST if count > 1 else 0.0
-            openings: list[dict[int, dict[str, np.ndarray]]] = []
-            for opening in range(OPENINGS):
-                order = np.random.default_rng(opening).permutation(list(made))
-                sessions = {name: session(made[name], count) for name in order}
-                openings.append(
-                    {batch: in_turn(sessions, inputs[batch], seconds / OPENINGS, pause) for batch in wanted}
-                )
-                del sessions  # before the next ones take as much memory
+            times = timed(made, inputs, count, seconds)
             for batch in wanted:
-                times = {name: np.concatenate([each[batch][name] for each in openings]) for name in made}
                 for name, path in made.items():
-                    ratio = float(np.median(times["dense"] / times[name]))
-                    milliseconds = float(np.median(times[name])) * 1e3
+                    opened = ratios(times[batch], name)
+                    ratio = float(np.median(np.concatenate(opened)))
+                    milliseconds = float(np.median(np.concatenate(times[batch][name]))) * 1e3
                     speed = needed[name]
                     reached = f"{speed / milliseconds / 1e6:.0f}" if speed and batch == 1 else ""
                     print(
                         f"| {case.name} | {count} | {batch} | {name} | {milliseconds:.3f} | {ratio:.2f} "
-                        f"| {equal[name]} | {path.stat().st_size / 1e6:.1f} | {reached} |",
+                        f"| {standard_error(opened):.2f} | {equal[name]} | {path.stat().st_size / 1e6:.1f} "
+                        f"| {reached} |",
                         flush=True,
                     )
-
-
-def in_turn(
-    sessions: dict[str, object], inputs: Sequence[Feeds], seconds: float, pause: float
-) -> dict[str, np.ndarray]:
-    """Seconds of every run, by contender; all run on the same input before the next one is taken.
-
-    The order is drawn anew for each turn: who runs after whom makes a difference, in the caches above all. With a
-    ``pause``, for sessions of several threads, each turn is a burst: it begins when the other sessions' threads sleep,
-    and its first run, which wakes its own, is not timed.
-    """
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    for one in sessions.values():
-        one.run(None, inputs[0])
-    rng, start = np.random.default_rng(0), time.perf_counter()
-    burst = BURST if pause else 1
-    for turn in range(TURNS[1]):
-        for name in rng.permutation(list(sessions)):
-            if pause:
-                time.sleep(pause)
-                sessions[name].run(None, inputs[turn % len(inputs)])
-            for each in range(burst):
-                begin = time.perf_counter()
-                sessions[name].run(None, inputs[(turn * burst + each) % len(inputs)])
-                times[name].append(time.perf_counter() - begin)
-        if turn + 1 >= TURNS[0] and time.perf_counter() - start > seconds:
-            break
-    return {name: np.array(values) for name, values in times.items()}
 
 
 def agreement(case: Case, made: dict[str, Path], inputs: Sequence[Feeds]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from exprune_cli.sessions import open_session
 from exprune_cli.timing import SiteTiming
 from exprune_cli.whole_model import MOST_TRIED, NEAR, Setting, doubtful, keep_even, keep_in_whole
 
-from ..models import mlp
+from ..models import build, mlp
 
 pytestmark = pytest.mark.skipif(not runtime_available(), reason="the native runtime is not built")
 
@@ -101,3 +101,14 @@ def test_what_is_slower_with_more_rows_is_taken_back(case):
     even = {name: dataclasses.replace(plan, fallback=plans[name]) for name, plan in slow.items()}
     assert keep_even(setting, sites, even) == plans
     assert keep_even(setting, sites, slow) == slow  # nothing is in doubt: nothing is timed
+
+
+def test_batches_that_the_model_does_not_run_on_are_not_held():
+    """It adds three rows: one row fits, and two do not."""
+    text = "g (float[N, 8] x) => (float[N, 16] y) { s = Add (x, c) a = MatMul (s, w) y = Relu (a) }"
+    model = load(build(text, {"c": (3, 8), "w": (8, 16)}))
+    sites = match(model).sites
+    setting = Setting(model, model, [], 0)
+    form = dataclasses.replace(plan_quantized(sites[0], None), fallback=dense(sites[0], "slower"))
+    kept = keep_even(setting, sites, {sites[0].name: form})
+    assert kept[sites[0].name] is form.fallback
