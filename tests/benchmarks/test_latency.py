@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.latency.__main__ import main
 from benchmarks.latency.cases import head, near_tie
+from benchmarks.latency.turns import ratios, settled, standard_error
 from exprune_cli.runtime import runtime_available
 
 
@@ -34,13 +35,30 @@ def test_inputs_are_the_same_for_a_seed():
         np.testing.assert_array_equal(a["x"], b["x"])
 
 
+def _times(ratio: float, scatter: float) -> dict[str, list[np.ndarray]]:
+    """Of eight openings, half of which are that much above the ratio, and half below."""
+    seconds = np.linspace(1.0, 2.0, 12)
+    ours = [seconds / (ratio + sign * scatter) for sign in (1, -1) * 4]
+    return {"dense": [seconds] * len(ours), "ours": ours}
+
+
+def test_a_ratio_near_one_is_settled_when_it_is_known_well():
+    even, uncertain = _times(1.0, 0.001), _times(0.99, 0.04)
+    assert settled(even) and settled(_times(2.0, 0.4))
+    assert not settled(uncertain)
+    assert not settled({**even, "other": uncertain["ours"]})
+    assert standard_error(ratios(uncertain, "ours")) == pytest.approx(0.04 / np.sqrt(7))
+
+
 @pytest.mark.skipif(not runtime_available(), reason="the native runtime is not built")
 def test_the_quick_form(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["latency", "--quick", "--threads", "1", "--batch", "1"])
     main()
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    named = {(row[0].strip("| "), row[3]): row for row in rows[1:] if row[0] != "| ---"}
-    assert named["head 4k x 64", "lossless"][6] == "100.00 %"
-    assert named["relu_lm decode step", "lossless"][6] == "100.00 %"
-    assert float(named["ffn 64-256, 5% alive", "lossless"][6]) < 1e-4
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    named = {(row[0], row[3]): dict(zip(header, row, strict=True)) for row in rows}
+    assert named["head 4k x 64", "lossless"]["equal"] == "100.00 %"
+    assert named["relu_lm decode step", "lossless"]["equal"] == "100.00 %"
+    assert float(named["ffn 64-256, 5% alive", "lossless"]["equal"]) < 1e-4
+    assert float(named["head 4k x 64", "dense"]["±"]) == 0
     assert {contender for case, contender in named if case == "head 4k x 64"} >= {"dense", "lossless"}
