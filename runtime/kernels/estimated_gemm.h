@@ -11,8 +11,8 @@
 //                              the call goes straight to the float weights: the first block is the probe.
 #pragma once
 
-#include "dots.h"
 #include "low_rank.h"
+#include "ordered_dots.h"
 #include "packed_gemm.h"
 #include "quantized.h"
 #include "tasks.h"
@@ -42,6 +42,7 @@ struct Step {
   uint64_t* rows;  // [kStepOutputs], a bit per row of the pass in which the output can be above 0, if it has several
   int32_t* list;   // [kStepOutputs], outputs (from `first`) with a row
   int64_t listed = 0;
+  int64_t done = 0;   // of those listed, finished with the step before
   int64_t first = 0;  // output
   int64_t row = 0;    // first row of the pass
 
@@ -80,7 +81,7 @@ struct EstimatedGemmPlan {
     const int64_t rows = min_of(pass_rows, call->rows - row), outputs = end - first;
     step.first = first;
     step.row = row;
-    step.listed = 0;
+    step.listed = step.done = 0;
     if (rows == 1) return test_row(row, first, outputs, scratch, step);
     memset(step.rows, 0, kStepOutputs * sizeof(uint64_t));
     const auto take = [&](int64_t r, int64_t i, uint32_t alive) {
@@ -127,10 +128,10 @@ struct EstimatedGemmPlan {
         });
   }
 
-  float finished(int64_t row, int64_t n, float sum) const {
+  // Where the sum of an output begins, as in the dense layer.
+  float begin(int64_t row, int64_t n) const {
     const Finish& f = call->finish;
-    const float off = f.offset[f.offset_full ? row * call->layer.outputs + n : 0];
-    return clipped(sum + (call->layer.bias[n] + off), f.max);
+    return call->layer.bias[n] + f.offset[f.offset_full ? row * call->layer.outputs + n : 0];
   }
 
   static float clipped(float y, float max) {
@@ -138,69 +139,92 @@ struct EstimatedGemmPlan {
     return y > max ? max : y;
   }
 
-  // Weights of survivor l of a step, or of the step after it; null if there is none.
-  const float* weights(const Step& step, int64_t l, const Step& after) const {
-    const Step& at = l < step.listed ? step : after;
-    const int64_t i = l < step.listed ? l : l - step.listed;
-    return i < at.listed ? call->layer.weight + (at.first + at.list[i]) * call->layer.groups : nullptr;
+  const float* weights(const Step& step, int64_t l) const {
+    return call->layer.weight + (step.first + step.list[l]) * call->layer.groups;
   }
 
-  // Computes a step's survivors; returns how many. Meanwhile the weights of those that follow are fetched.
-  int64_t finish(const Step& step, const Step& after) const {
-    const int64_t groups = call->layer.groups, apart = rows_ahead(groups);
-    if (min_of(pass_rows, call->rows - step.row) == 1) return finish_row(step, after, max_of(apart, kDotRows));
+  // Weights of `most` survivors, from l on, of a step and of the one after it; returns how many there are.
+  int64_t weights(const Step& step, int64_t l, const Step& after, int64_t most, const float** w) const {
     int64_t count = 0;
-    for (int64_t l = 0; l < step.listed; l++) {
-      const int64_t n = step.first + step.list[l];
-      const float* x[kStepRows];
-      int64_t row[kStepRows], at[kStepRows];
-      float sums[kStepRows];
-      int64_t used = 0;
-      for (uint64_t left = step.rows[step.list[l]]; left; left &= left - 1) {
-        row[used] = step.row + __builtin_ctzll(left);
-        x[used] = call->x + row[used] * groups;
-        at[used] = used;
-        sums[used++] = 0;
-      }
-      add_dots<false>(call->layer.weight + n * groups, x, at, used, groups, weights(step, l + apart, after),
-                      sums, nullptr);
-      for (int64_t r = 0; r < used; r++)
-        call->y[row[r] * call->layer.outputs + n] = finished(row[r], n, sums[r]);
-      count += used;
-    }
+    for (; count < most && l < step.listed; l++) w[count++] = weights(step, l);
+    for (l = after.done; count < most && l < after.listed; l++) w[count++] = weights(after, l);
     return count;
   }
 
-  // The same for a pass of one row: several outputs at a time.
-  int64_t finish_row(const Step& step, const Step& after, int64_t apart) const {
-    const int64_t groups = call->layer.groups;
-    const float* const x = call->x + step.row * groups;
-    const Finish& f = call->finish;
-    const int64_t at = step.row * call->layer.outputs + step.first;
-    float* const y = call->y + at;
-    const float *const bias = call->layer.bias + step.first, *const offset = f.offset + (f.offset_full ? at : 0);
-    const bool full = f.offset_full;
-    const float max = f.max;
-    int64_t l = 0;
-    const auto take = [&](auto count) {
-      constexpr int kCount = decltype(count)::value;
-      const float *w[kCount], *ahead[kCount];
-      float sums[kCount];
-      for (int i = 0; i < kCount; i++) {
-        w[i] = weights(step, l + i, after);
-        const float* next = weights(step, l + apart + i, after);
-        ahead[i] = next ? next : w[i];
+  // Computes a step's survivors; returns how many. Meanwhile the weights of those that follow are fetched.
+  int64_t finish(const Step& step, Step& after) const {
+    if (min_of(pass_rows, call->rows - step.row) == 1) return finish_row(step, after);
+    int64_t count = 0;
+    for (int64_t l = 0; l < step.listed; l += kLanes) count += finish_rows(step, l, after);
+    return count;
+  }
+
+  // Up to kLanes survivors of a pass of several rows: all of them for every row in which one survives.
+  int64_t finish_rows(const Step& step, int64_t l, const Step& after) const {
+    const int64_t used = min_of(kLanes, step.listed - l), groups = call->layer.groups;
+    const float *w[kLanes], *ahead[kLanes];
+    int64_t aheads = weights(step, l + used, after, kLanes, ahead);
+    uint64_t some = 0;
+    for (int i = 0; i < kLanes; i++) {
+      const int32_t n = step.list[l + min_of(i, used - 1)];
+      w[i] = call->layer.weight + (step.first + n) * groups;
+      some |= step.rows[n];
+    }
+    int64_t count = 0;
+    const auto take = [&](auto rows) {
+      constexpr int kRows = decltype(rows)::value;
+      const float* x[kRows];
+      int64_t row[kRows];
+      float sums[kRows * kLanes];
+      for (int r = 0; r < kRows; r++, some &= some - 1) {
+        row[r] = step.row + __builtin_ctzll(some);
+        x[r] = call->x + row[r] * groups;
+        for (int i = 0; i < kLanes; i++) {
+          sums[r * kLanes + i] = i < used ? begin(row[r], step.first + step.list[l + i]) : 0.0f;
+        }
       }
-      dots<kCount, false, kCount>(x, w, groups, ahead, sums, nullptr);
-      for (int i = 0; i < kCount; i++) {
-        const int32_t n = step.list[l + i];
-        y[n] = clipped(sums[i] + (bias[n] + offset[full ? n : 0]), max);
+      ordered_dots<1, kRows>(w, x, groups, ahead, aheads, sums);
+      aheads = 0;
+      for (int r = 0; r < kRows; r++) {
+        for (int64_t i = 0; i < used; i++) {
+          const int32_t n = step.list[l + i];
+          if (!(step.rows[n] >> (row[r] - step.row) & 1)) continue;
+          call->y[row[r] * call->layer.outputs + step.first + n] = clipped(sums[r * kLanes + i], call->finish.max);
+          count++;
+        }
       }
-      l += kCount;
     };
-    while (l + 2 <= step.listed) take(Count<2>());
-    while (l < step.listed) take(Count<1>());
-    return step.listed;
+    while (__builtin_popcountll(some) >= kOrderedRows) take(Count<kOrderedRows>());
+    while (__builtin_popcountll(some) >= 2) take(Count<2>());
+    while (some) take(Count<1>());
+    return count;
+  }
+
+  // The same for a pass of one row. The last survivors are finished with the first ones of the step after it.
+  int64_t finish_row(const Step& step, Step& after) const {
+    const int64_t groups = call->layer.groups, borrowed = after.row == step.row ? kOrderedOutputs : 0;
+    const float* const x = call->x + step.row * groups;
+    float* const y = call->y + step.row * call->layer.outputs;
+    int64_t count = 0;
+    for (int64_t l = step.done; l < step.listed;) {
+      const float *w[kOrderedOutputs], *ahead[kOrderedOutputs];
+      int64_t which[kOrderedOutputs];
+      float sums[kOrderedOutputs];
+      int64_t used = 0;
+      const auto take = [&](const Step& from, int64_t at) {
+        which[used] = from.first + from.list[at];
+        w[used] = weights(from, at);
+        sums[used] = begin(step.row, which[used]);
+        used++;
+      };
+      while (used < kOrderedOutputs && l < step.listed) take(step, l++);
+      while (used < borrowed && after.done < after.listed) take(after, after.done++);
+      const int64_t aheads = weights(step, l, after, kOrderedOutputs, ahead);
+      ordered_dots_of(w, used, x, groups, ahead, aheads, sums);
+      for (int64_t i = 0; i < used; i++) y[which[i]] = clipped(sums[i], call->finish.max);
+      count += used;
+    }
+    return count;
   }
 
   // A worker takes unit after unit until none is left: its stream of codes and weights does not end with a
@@ -241,7 +265,7 @@ struct EstimatedGemmPlan {
       waiting = current;
       current = done;
     }
-    current->listed = 0;
+    current->listed = current->done = 0;
     count += finish(*waiting, *current);
     survivors.fetch_add(count, std::memory_order_relaxed);
   }
@@ -252,13 +276,16 @@ template <class Call>
 struct ReluResults {
   const Call* call;
 
-  V begin(int64_t, int64_t) const { return V{}; }
+  V begin(int64_t row, int64_t n, int64_t used) const {
+    const Finish& f = call->finish;
+    const V offset = f.offset_full ? load_up_to(f.offset + row * call->layer.outputs + n, used) : splat(f.offset[0]);
+    return load_up_to(call->layer.bias + n, used) + offset;
+  }
 
   void end(int64_t row, int64_t n, int64_t used, V sum) const {
     const Finish& f = call->finish;
     const int64_t at = row * call->layer.outputs + n;
-    const V offset = f.offset_full ? load_up_to(f.offset + at, used) : splat(f.offset[0]);
-    V y = sum + (load_up_to(call->layer.bias + n, used) + offset);
+    V y = sum;
     y = select(reinterpret_cast<I>(y <= V{}), V{}, y);  // a NaN is not <= 0 and stays
     y = select(reinterpret_cast<I>(y > splat(f.max)), splat(f.max), y);
     store_up_to(call->y + at, y, used);

@@ -5,8 +5,8 @@
 // tell from them.
 #pragma once
 
-#include "dots.h"
 #include "low_rank.h"
+#include "ordered_dots.h"
 #include "quantized.h"
 
 namespace exprune {
@@ -132,11 +132,19 @@ struct EstimatedTopKPlan {
     listed[r] = outputs;
   }
 
-  float score_of(int64_t r, int64_t n, const float* ahead) const {
-    const float* x = call->x + (first_row + r) * call->layer.groups;
-    float sum;
-    dots<1, false>(call->layer.weight + n * call->layer.groups, &x, call->layer.groups, ahead, &sum, nullptr);
-    return sum + call->layer.bias[n];
+  const float* weights_of(int64_t n) const { return call->layer.weight + n * call->layer.groups; }
+
+  // Scores of at most kOrderedOutputs classes; `to` has room for so many. The weights of those in ahead are fetched.
+  void scores_of(int64_t r, const int32_t* which, int64_t count, const int32_t* ahead, int64_t aheads,
+                 float* to) const {
+    const auto& layer = call->layer;
+    const float *w[kOrderedOutputs], *after[kOrderedOutputs];
+    for (int64_t i = 0; i < count; i++) {
+      w[i] = weights_of(which[i]);
+      to[i] = layer.bias[which[i]];
+    }
+    for (int64_t i = 0; i < aheads; i++) after[i] = weights_of(ahead[i]);
+    ordered_dots_of(w, count, call->x + (first_row + r) * layer.groups, layer.groups, after, aheads, to);
   }
 
   // Of a long list, computes the k classes with the largest upper bounds first: no class whose bound is below
@@ -156,16 +164,22 @@ struct EstimatedTopKPlan {
     largest.clear();
     for (int64_t i = 0; i < listed[r]; i++) largest.put(upper_of(r, list[i]));
     const float level = largest.values[0];
-    float bar = INFINITY;
-    int64_t computed = 0;
-    for (int64_t i = 0; i < listed[r] && computed < call->k; i++) {
-      if (!(upper_of(r, list[i]) >= level)) continue;
-      const float score = score_of(r, list[i], nullptr);
-      if (score != score) return;  // nothing can be said
-      bar = score < bar ? score : bar;
-      computed++;
+    int32_t which[kMostK];
+    int64_t wanted = 0;
+    for (int64_t i = 0; i < listed[r] && wanted < call->k; i++) {
+      if (upper_of(r, list[i]) >= level) which[wanted++] = list[i];
     }
-    if (computed < call->k) return;
+    if (wanted < call->k) return;
+    float bar = INFINITY;
+    for (int64_t first = 0; first < wanted; first += kOrderedOutputs) {
+      const int64_t count = min_of(kOrderedOutputs, wanted - first);
+      float score[kOrderedOutputs];
+      scores_of(r, which + first, count, nullptr, 0, score);
+      for (int64_t i = 0; i < count; i++) {
+        if (score[i] != score[i]) return;  // nothing can be said
+        bar = score[i] < bar ? score[i] : bar;
+      }
+    }
     int64_t kept = 0;
     for (int64_t i = 0; i < listed[r]; i++) {
       const int32_t n = list[i];
@@ -213,14 +227,13 @@ struct EstimatedTopKPlan {
     const int64_t begin = (static_cast<int64_t>(index) - p.starts[r]) * kTopKFinish;
     const int64_t end = min_of(begin + kTopKFinish, p.listed[r]);
     const int32_t* which = p.classes + r * layer.outputs;
-    const int64_t apart = rows_ahead(layer.groups);
-    // Rows are fetched ahead over the end of a task, so that the stream goes on where tasks follow each other.
-    for (int64_t i = begin; begin == 0 && i < min_of(apart, end); i++) {
-      prefetch_row(layer.weight + which[i] * layer.groups, layer.groups);
-    }
-    for (int64_t i = begin; i < end; i++) {
-      const float* ahead = i + apart < p.listed[r] ? layer.weight + which[i + apart] * layer.groups : nullptr;
-      p.scores[r * layer.outputs + i] = p.score_of(r, which[i], ahead);
+    for (int64_t i = begin; i < end; i += kOrderedOutputs) {
+      const int64_t count = min_of(kOrderedOutputs, end - i), next = i + count;
+      // Fetched ahead over the end of a task too: the stream goes on where tasks follow each other.
+      const int64_t aheads = min_of(kOrderedOutputs, p.listed[r] - next);
+      float score[kOrderedOutputs];
+      p.scores_of(r, which + i, count, which + next, aheads, score);
+      memcpy(p.scores + r * layer.outputs + i, score, static_cast<size_t>(count) * sizeof(float));
     }
   }
 

@@ -7,6 +7,7 @@
 
 #include <stdlib.h>
 
+#include "ordered_dots.h"
 #include "registry.h"
 #include "simd.h"
 #include "tasks.h"
@@ -17,7 +18,7 @@ namespace EXPRUNE_ISA {
 constexpr int kPackVectors = 2;
 constexpr int kPackOutputs = kPackVectors * kLanes;
 constexpr int kTileRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 4;
-constexpr int64_t kPackDepth = 512;
+constexpr int64_t kPackDepth = kSumDepth;
 constexpr int64_t kBlockRows = 64;     // rows that a panel serves before the next one
 constexpr int64_t kPacksAtOnce = 8;   // panels of a task
 constexpr int64_t kPackLine = 16;      // groups of an output that are packed before the next output's
@@ -89,13 +90,13 @@ static const float* panels_of(const PanelWeights& weights, std::atomic<void*>* k
 }
 
 // sums [Rows, kPackOutputs] += x [Rows, groups] w [groups, kPackOutputs]; rows of x are `stride` apart. Sums run over
-// the groups in their order. `ahead`, if Fetch, is as much as w and read soon.
+// the groups in their order, as in ordered_dots.h. `ahead`, if Fetch, is as much as w and read soon.
 template <int Rows, bool Fetch>
 static inline void add_tile(const float* x, int64_t stride, const float* w, int64_t groups, const float* ahead,
                             float* sums) {
   V acc[Rows][kPackVectors];
   for (int r = 0; r < Rows; r++) {
-    for (int v = 0; v < kPackVectors; v++) acc[r][v] = load(sums + r * kPackOutputs + v * kLanes);
+    for (int v = 0; v < kPackVectors; v++) acc[r][v] = V{};
   }
   for (int64_t g = 0; g < groups; g++) {
     if (Fetch) {
@@ -109,12 +110,15 @@ static inline void add_tile(const float* x, int64_t stride, const float* w, int6
     }
   }
   for (int r = 0; r < Rows; r++) {
-    for (int v = 0; v < kPackVectors; v++) store(sums + r * kPackOutputs + v * kLanes, acc[r][v]);
+    for (int v = 0; v < kPackVectors; v++) {
+      float* const sum = sums + r * kPackOutputs + v * kLanes;
+      store(sum, load(sum) + acc[r][v]);
+    }
   }
 }
 
 // Y [M, N] of X [M, G]. Results says where a sum begins and what becomes of it:
-//   V begin(n, used)               for `used` outputs from n on (kLanes, or fewer at the end)
+//   V begin(row, n, used)          for `used` outputs from n on (kLanes, or fewer at the end)
 //   void end(row, n, used, sum)
 template <class Results>
 struct PackedGemmPlan {
@@ -139,8 +143,9 @@ struct PackedGemmPlan {
     const int64_t count = min_of(kBlockRows, rows - row);
     for (int v = 0; v < kPackVectors; v++) {
       const int64_t used = min_of(kLanes, outputs - n - v * kLanes);
-      const V begin = used > 0 ? results->begin(n + v * kLanes, used) : V{};
-      for (int64_t r = 0; r < count; r++) memory[r * kPackVectors + v] = begin;
+      for (int64_t r = 0; r < count; r++) {
+        memory[r * kPackVectors + v] = used > 0 ? results->begin(row + r, n + v * kLanes, used) : V{};
+      }
     }
     for (int64_t g = 0; g < groups; g += kPackDepth) {
       const int64_t depth = min_of(kPackDepth, groups - g);

@@ -2,11 +2,10 @@
 //
 // A task is a tile of columns. Registers hold the sums of a row of X in it, so that a row reads what its own
 // inputs need and nothing else; all rows of X use a chunk of W's rows while it is in a cache, and the next
-// chunk's rows are fetched meanwhile. Sums run over the inputs in their order: they depend on nothing but the
-// row and the column.
+// chunk's rows are fetched meanwhile. Sums run over the inputs in their order, chunk by chunk, as the dense product's
+// do (ordered_dots.h): what is left out there adds zeros.
 #pragma once
 
-#include "dots.h"
 #include "packed_gemm.h"
 #include "registry.h"
 #include "simd.h"
@@ -17,7 +16,7 @@ namespace EXPRUNE_ISA {
 
 constexpr int64_t kSparseColumns = 128;  // of a tile
 constexpr int64_t kSparseRows = 64;      // rows of X that one pass over W serves
-constexpr int64_t kSparseDepth = 256;    // rows of W of a chunk
+constexpr int64_t kSparseDepth = kSumDepth;  // rows of W of a chunk
 // What is not worth waking other threads: elements of X to look through, bytes of W to read.
 constexpr int64_t kSparseFewInputs = 1 << 15, kSparseFewBytes = 1 << 19;
 constexpr int64_t kSparseAhead = 8;  // rows of W between fetching one and its use, where a row of X is alone
@@ -103,28 +102,29 @@ struct SparseGemmPlan {
   const SparseGemmCall* call;
   SparseInputs inputs;
 
-  // With Ahead, the rows of W to come are fetched that many inputs before their use.
+  // Y += the sums over the first `count` inputs of a list. With Ahead, the rows of W to come are fetched that many inputs
+  // before their use, up to the end of the list.
   template <int Vectors, int64_t Ahead = 0>
-  static void add(const int32_t* list, int64_t count, const float* x, const float* w, int64_t stride,
+  static void add(const int32_t* list, int64_t count, int64_t listed, const float* x, const float* w, int64_t stride,
                   float* y) {
     V sums[Vectors];
-    for (int v = 0; v < Vectors; v++) sums[v] = load(y + v * kLanes);
+    for (int v = 0; v < Vectors; v++) sums[v] = V{};
     for (int64_t i = 0; i < count; i++) {
-      if (Ahead) prefetch_row(w + list[min_of(i + Ahead, count - 1)] * stride, Vectors * kLanes);
+      if (Ahead) prefetch_row(w + list[min_of(i + Ahead, listed - 1)] * stride, Vectors * kLanes);
       const V value = splat(x[list[i]]);
       const float* row = w + list[i] * stride;
       for (int v = 0; v < Vectors; v++) sums[v] += value * load(row + v * kLanes);
     }
-    for (int v = 0; v < Vectors; v++) store(y + v * kLanes, sums[v]);
+    for (int v = 0; v < Vectors; v++) store(y + v * kLanes, load(y + v * kLanes) + sums[v]);
   }
 
   // The same for any number of vectors up to Vectors.
   template <int Vectors>
-  static void add_up_to(int64_t vectors, const int32_t* list, int64_t count, const float* x, const float* w,
-                        int64_t stride, float* y) {
+  static void add_up_to(int64_t vectors, const int32_t* list, int64_t count, int64_t listed, const float* x,
+                        const float* w, int64_t stride, float* y) {
     if constexpr (Vectors > 0) {
-      if (vectors < Vectors) return add_up_to<Vectors - 1>(vectors, list, count, x, w, stride, y);
-      add<Vectors, kSparseAhead>(list, count, x, w, stride, y);
+      if (vectors < Vectors) return add_up_to<Vectors - 1>(vectors, list, count, listed, x, w, stride, y);
+      add<Vectors, kSparseAhead>(list, count, listed, x, w, stride, y);
     }
   }
 
@@ -142,23 +142,31 @@ struct SparseGemmPlan {
       count += more;
     }
     memcpy(y, c.bias, static_cast<size_t>(c.columns) * sizeof(float));
-    int64_t column = 0;
-    for (; column + kLanes <= c.columns; column += kSumVectors * kLanes) {
-      const int64_t vectors = min_of(kSumVectors, (c.columns - column) / kLanes);
-      add_up_to<kSumVectors>(vectors, list, count, x, c.w + column, c.columns, y + column);
-    }
     const int64_t whole = c.columns / kLanes * kLanes;
-    add_columns(list, count, x, c.w + whole, c.columns, c.columns - whole, y + whole);
+    for (int64_t column = 0; column < whole; column += kSumVectors * kLanes) {
+      const int64_t vectors = min_of(kSumVectors, (c.columns - column) / kLanes);
+      int64_t at = 0;
+      for (int64_t chunk = 0; chunk < inputs.chunks; at += inputs.counts[chunk++]) {
+        add_up_to<kSumVectors>(vectors, list + at, inputs.counts[chunk], count - at, x, c.w + column, c.columns,
+                               y + column);
+      }
+    }
+    int64_t at = 0;
+    for (int64_t chunk = 0; chunk < inputs.chunks; at += inputs.counts[chunk++]) {
+      add_columns(list + at, inputs.counts[chunk], x, c.w + whole, c.columns, c.columns - whole, y + whole);
+    }
   }
 
   static void add_columns(const int32_t* list, int64_t count, const float* x, const float* w, int64_t stride,
                           int64_t columns, float* y) {
     int64_t i = 0;
-    for (; i + 8 * kLanes <= columns; i += 8 * kLanes) add<8>(list, count, x, w + i, stride, y + i);
-    for (; i + 2 * kLanes <= columns; i += 2 * kLanes) add<2>(list, count, x, w + i, stride, y + i);
-    for (; i + kLanes <= columns; i += kLanes) add<1>(list, count, x, w + i, stride, y + i);
+    for (; i + 8 * kLanes <= columns; i += 8 * kLanes) add<8>(list, count, count, x, w + i, stride, y + i);
+    for (; i + 2 * kLanes <= columns; i += 2 * kLanes) add<2>(list, count, count, x, w + i, stride, y + i);
+    for (; i + kLanes <= columns; i += kLanes) add<1>(list, count, count, x, w + i, stride, y + i);
     for (; i < columns; i++) {
-      for (int64_t l = 0; l < count; l++) y[i] += x[list[l]] * w[list[l] * stride + i];
+      float sum = 0;
+      for (int64_t l = 0; l < count; l++) sum += x[list[l]] * w[list[l] * stride + i];
+      y[i] += sum;
     }
   }
 
@@ -200,7 +208,7 @@ struct SparseResults {
   const SparseGemmCall* call;
   int64_t first;  // row of X
 
-  V begin(int64_t n, int64_t used) const {
+  V begin(int64_t, int64_t n, int64_t used) const {
     return load_up_to(call->bias + n, used);
   }
 
