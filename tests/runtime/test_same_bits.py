@@ -29,7 +29,9 @@ def dense(nodes, feed, constants):
     arrays = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "dense", values, results, arrays)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feed)[0]
+    return ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+        None, feed
+    )[0]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 16, 70])
