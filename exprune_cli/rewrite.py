@@ -10,6 +10,7 @@ import onnx
 
 from exprune_cli.functions import function_proto
 from exprune_cli.graph import ModelGraph
+from exprune_cli.joined_guards import join_guards
 from exprune_cli.model import Model
 from exprune_cli.planning.quantized import extra_bytes
 from exprune_cli.record import SiteRecord
@@ -47,6 +48,7 @@ def rewrite(
                 progress(len(names), len(staged))
         functions = [function_proto(op, model.opset) for op in sorted(graph.staged_ops)]
         proto = graph.graft(functions, DOMAIN)
+        join_guards(proto.graph, staged, plans)
     return proto, [_record(site, plans[site.name], names.get(site.name)) for site in sites]
 
 

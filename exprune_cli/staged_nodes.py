@@ -9,32 +9,35 @@ import onnx
 DOMAIN = "com.exprune"
 
 
-def staged_form(node: onnx.NodeProto) -> onnx.NodeProto:
-    """The staged node inside an If that chooses between it and the dense layer, else ``node``.
+def staged_forms(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The staged nodes inside an If that chooses between them and the dense layers, else ``node`` alone.
 
-    The result has the If's outputs, so that it can stand for it.
+    Tensors that are results of the If have their names outside, so that the nodes can stand for it.
     """
     if node.op_type != "If" or node.domain:
-        return node
-    for attribute in node.attribute:
-        inner = attribute.g.node
-        if attribute.name == "then_branch" and len(inner) == 1 and inner[0].domain == DOMAIN:
-            staged = onnx.NodeProto()
-            staged.CopyFrom(inner[0])
-            del staged.output[:]
-            staged.output.extend(node.output)
-            return staged
-    return node
+        return [node]
+    branch = next((a.g for a in node.attribute if a.name == "then_branch"), None)
+    if branch is None or not branch.node or any(inner.domain != DOMAIN for inner in branch.node):
+        return [node]
+    outside = {value.name: name for value, name in zip(branch.output, node.output, strict=False)}
+    forms = []
+    for inner in branch.node:
+        staged = onnx.NodeProto()
+        staged.CopyFrom(inner)
+        staged.input[:] = [outside.get(name, name) for name in inner.input]
+        staged.output[:] = [outside.get(name, name) for name in inner.output]
+        forms.append(staged)
+    return forms
 
 
 def staged_view(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes, with every If around a staged node replaced by that node."""
-    return [staged_form(node) for node in nodes]
+    """The nodes, with every If around staged nodes replaced by those."""
+    return [form for node in nodes for form in staged_forms(node)]
 
 
 def has_staged(nodes: Iterable[onnx.NodeProto]) -> bool:
     """Whether there is a staged node among these."""
-    return any(staged_form(node).domain == DOMAIN for node in nodes)
+    return any(form.domain == DOMAIN for node in nodes for form in staged_forms(node))
 
 
 def weight_input(node: onnx.NodeProto) -> int:

@@ -36,7 +36,7 @@ PARTS = {
     "observe": ("observe", "observe_blocks", "calibration", "sampling"),
     "match": ("match", "top_k"),
     "plan": ("planning",),
-    "rewrite": ("rewrite",),
+    "rewrite": ("rewrite", "joined_guards"),
     "fuse": ("fusion",),
     "verify": ("verify",),
     "rules": ("rules",),

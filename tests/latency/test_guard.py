@@ -96,7 +96,7 @@ def test_both_branches_are_the_dense_layer(lead, end, estimate, native):
         pytest.skip("the native runtime is not built")
     proto = model(lead, end)
     out, records = staged(proto, estimate)
-    assert [node.op_type for node in out.graph.node].count("If") == 3
+    assert [node.op_type for node in out.graph.node].count("If") == 1
     assert len([n for n in staged_view(out.graph.node) if n.domain == "com.exprune"]) == 3
     dense, both = session(proto, False), session(out, native)
     survivors = [record.survivors for record in records]
