@@ -86,6 +86,23 @@ def scores(inputs: dict[str, np.ndarray]) -> np.ndarray:
         return inputs["X"].astype(np.float64) @ inputs["W"].T.astype(np.float64) + inputs["bias"]
 
 
+def computed(library: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """The same as a library computes it, with a Gemm's offset: the oracle in double, kernels in float and in the order
+    of ONNX Runtime's product: from the bias on, blocks of 256 groups, one group after the other."""
+    offset = inputs.get("offset", np.zeros(1, np.float32))
+    if "scalar" in library:
+        return scores(inputs) + offset
+    x, weight = inputs["X"].astype(np.float64), inputs["W"].astype(np.float64)
+    total = np.broadcast_to(inputs["bias"] + offset, (*x.shape[:-1], len(weight)))
+    with np.errstate(all="ignore"):
+        for first in range(0, x.shape[-1], 256):
+            block = np.zeros(total.shape, np.float32)
+            for g in range(first, min(first + 256, x.shape[-1])):
+                block = (block + x[..., g, None] * weight[:, g]).astype(np.float32)
+            total = total + block
+    return total
+
+
 def reach(inputs: dict[str, np.ndarray]) -> np.ndarray:
     """At least the bound on an estimate's error, ``[..., N]``; x's own codes taken at their worst."""
     x = inputs["X"].astype(np.float64)
