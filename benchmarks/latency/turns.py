@@ -16,7 +16,7 @@ from exprune_cli.sessions import REST
 SECONDS = 6.0
 #: Sessions of one model differ by some percent, by where its weights come to lie in memory: all are opened so often,
 #: in another order each time. Where one is about even with dense, more often, until the standard error is small.
-OPENINGS, MOST_OPENINGS = 5, 20
+QUICK_OPENINGS, OPENINGS, MOST_OPENINGS = 2, 5, 20
 EVEN, PRECISE = 0.05, 0.01
 TURNS = (3, 12)  # of an opening, least and most
 BURST = 4  # timed runs in a row, on several threads
@@ -36,7 +36,7 @@ def timed(
     times: dict[int, Times] = {batch: {name: [] for name in made} for batch in inputs}
     open_ = list(inputs)
     with get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
-        for opening in range(MOST_OPENINGS if seconds == SECONDS else 2):
+        for opening in range(MOST_OPENINGS if seconds == SECONDS else QUICK_OPENINGS):
             some = {batch: inputs[batch] for batch in open_}
             for batch, found in fresh.apply(_open, (dict(made), some, threads, seconds, opening)).items():
                 for name, values in found.items():

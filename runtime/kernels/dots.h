@@ -9,21 +9,13 @@ namespace EXPRUNE_ISA {
 // Rows of X that share one pass over a row of weights: what the registers hold.
 constexpr int kDotRows = kLanes == 16 ? 4 : 2;
 
-// How many rows of weights before its use a row is fetched, where rows are not consecutive: about 16 KiB.
-static inline int64_t rows_ahead(int64_t count) { return max_of(1, min_of(8, 4096 / max_of(count, 1))); }
-
-static inline void prefetch_row(const float* row, int64_t count) {
-  for (int64_t i = 0; i < count; i += 16) fetch_line(row + i);
-}
-
 // sums[r] = w . x[r] over k elements; squares[r] = sum of the squared terms, if Squares.
 //
-// Every row has four accumulators whatever Rows is, so a row's result does not depend on its company. Nor does it
-// matter which side is the weights: one row of X with several rows of weights is the same sums.
-// ahead[0 .. Ahead) are read soon after: their cache lines are fetched meanwhile.
-template <int Rows, bool Squares, int Ahead>
+// Every row has four accumulators whatever Rows is, so a row's result does not depend on its company.
+// With Fetch, `ahead` is read soon after: its cache lines are fetched meanwhile.
+template <int Rows, bool Squares, bool Fetch>
 __attribute__((noinline)) static void dots(const float* w, const float* const* x, int64_t k,
-                                           const float* const* ahead, float* sums, float* squares) {
+                                           const float* ahead, float* sums, float* squares) {
   constexpr int kUnroll = 4;
   // Four arrays and not one of two dimensions, which the compiler clears and keeps in memory.
   V a0[Rows] = {}, a1[Rows] = {}, a2[Rows] = {}, a3[Rows] = {};
@@ -42,9 +34,7 @@ __attribute__((noinline)) static void dots(const float* w, const float* const* x
   };
   int64_t i = 0;
   for (; i + kUnroll * kLanes <= k; i += kUnroll * kLanes) {
-    for (int a = 0; a < Ahead; a++) {
-      for (int line = 0; line < kUnroll * kLanes; line += 16) fetch_line(ahead[a] + i + line);
-    }
+    if (Fetch) prefetch_row(ahead + i, kUnroll * kLanes);
     add(load(w + i), i, kLanes, a0, q0);
     add(load(w + i + kLanes), i + kLanes, kLanes, a1, q1);
     add(load(w + i + 2 * kLanes), i + 2 * kLanes, kLanes, a2, q2);
@@ -52,7 +42,7 @@ __attribute__((noinline)) static void dots(const float* w, const float* const* x
   }
   const auto rest = [&](V* acc) {
     if (i >= k) return;
-    for (int a = 0; a < Ahead; a++) fetch_line(ahead[a] + i);
+    if (Fetch) fetch_line(ahead + i);
     add(load_up_to(w + i, k - i), i, k - i, acc, q0);
     i += kLanes;
   };
@@ -69,8 +59,8 @@ __attribute__((noinline)) static void dots(const float* w, const float* const* x
 template <int Rows, bool Squares>
 static inline void dots(const float* w, const float* const* x, int64_t k, const float* ahead, float* sums,
                         float* squares) {
-  if (ahead) return dots<Rows, Squares, 1>(w, x, k, &ahead, sums, squares);
-  dots<Rows, Squares, 0>(w, x, k, nullptr, sums, squares);
+  if (ahead) return dots<Rows, Squares, true>(w, x, k, ahead, sums, squares);
+  dots<Rows, Squares, false>(w, x, k, nullptr, sums, squares);
 }
 
 // The same for any number of rows; `ahead` may be null. Results are added to sums[at[r]] and squares[at[r]].

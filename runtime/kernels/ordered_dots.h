@@ -34,37 +34,13 @@ static inline V with_quad(V v, int quad, const float* p) {
 }
 
 // Transposes the 4 x 4 floats of every quad.
-static inline void transpose_quads(V a, V b, V c, V d, V* out) {
-#if EXPRUNE_LANES == 16
-  const auto low = [](V p, V q) {
-    return _mm512_castps_pd(_mm512_unpacklo_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(q)));
-  };
-  const auto high = [](V p, V q) {
-    return _mm512_castps_pd(_mm512_unpackhi_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(q)));
-  };
-  const __m512d ab = low(a, b), cd = low(c, d), ab_high = high(a, b), cd_high = high(c, d);
-  out[0] = reinterpret_cast<V>(_mm512_unpacklo_pd(ab, cd));
-  out[1] = reinterpret_cast<V>(_mm512_unpackhi_pd(ab, cd));
-  out[2] = reinterpret_cast<V>(_mm512_unpacklo_pd(ab_high, cd_high));
-  out[3] = reinterpret_cast<V>(_mm512_unpackhi_pd(ab_high, cd_high));
-#elif EXPRUNE_LANES == 8
-  const auto low = [](V p, V q) {
-    return _mm256_castps_pd(_mm256_unpacklo_ps(reinterpret_cast<__m256>(p), reinterpret_cast<__m256>(q)));
-  };
-  const auto high = [](V p, V q) {
-    return _mm256_castps_pd(_mm256_unpackhi_ps(reinterpret_cast<__m256>(p), reinterpret_cast<__m256>(q)));
-  };
-  const __m256d ab = low(a, b), cd = low(c, d), ab_high = high(a, b), cd_high = high(c, d);
-  out[0] = reinterpret_cast<V>(_mm256_unpacklo_pd(ab, cd));
-  out[1] = reinterpret_cast<V>(_mm256_unpackhi_pd(ab, cd));
-  out[2] = reinterpret_cast<V>(_mm256_unpacklo_pd(ab_high, cd_high));
-  out[3] = reinterpret_cast<V>(_mm256_unpackhi_pd(ab_high, cd_high));
-#else
-  for (int i = 0; i < 4; i++) {
-    const V column = {a[i], b[i], c[i], d[i]};
-    out[i] = column;
-  }
-#endif
+static inline void transpose_quads(const V* rows, V* out) {
+  const V even_low = interleave_low(rows[0], rows[2]), odd_low = interleave_low(rows[1], rows[3]);
+  const V even_high = interleave_high(rows[0], rows[2]), odd_high = interleave_high(rows[1], rows[3]);
+  out[0] = interleave_low(even_low, odd_low);
+  out[1] = interleave_high(even_low, odd_low);
+  out[2] = interleave_low(even_high, odd_high);
+  out[3] = interleave_high(even_high, odd_high);
 }
 
 // out[i]: element i of each of kLanes rows, one row a lane, for i < kLanes.
@@ -78,10 +54,7 @@ static inline void transposed(const float* const* rows, int64_t at, V* out) {
       }
     }
   }
-  for (int column = 0; column < kQuads; column++) {
-    const V* const four = quads[column];
-    transpose_quads(four[0], four[1], four[2], four[3], out + 4 * column);
-  }
+  for (int column = 0; column < kQuads; column++) transpose_quads(quads[column], out + 4 * column);
 }
 
 // sums[r][lane] += w[lane] . x[r] over k groups, for Rows rows of X and Vectors * kLanes rows of weights.

@@ -116,6 +116,28 @@ static inline V gather(const float* base, I offset) {
 #endif
 }
 
+// Of every four lanes the first two of a and b in turn, and the last two: a0 b0 a1 b1, a2 b2 a3 b3.
+static inline V interleave_low(V a, V b) {
+#if EXPRUNE_LANES == 16
+  return reinterpret_cast<V>(_mm512_unpacklo_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif EXPRUNE_LANES == 8
+  return reinterpret_cast<V>(_mm256_unpacklo_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  const V v = {a[0], b[0], a[1], b[1]};
+  return v;
+#endif
+}
+static inline V interleave_high(V a, V b) {
+#if EXPRUNE_LANES == 16
+  return reinterpret_cast<V>(_mm512_unpackhi_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif EXPRUNE_LANES == 8
+  return reinterpret_cast<V>(_mm256_unpackhi_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  const V v = {a[2], b[2], a[3], b[3]};
+  return v;
+#endif
+}
+
 static inline V square_root(V v) {
 #if EXPRUNE_LANES == 16
   return reinterpret_cast<V>(_mm512_sqrt_ps(reinterpret_cast<__m512>(v)));
@@ -153,6 +175,10 @@ static inline float select(bool mask, float yes, float no) { return mask ? yes :
 // Has a cache line of weights brought into the second cache. Far more lines can be on their way there than to the first
 // one, and weights that are read once need not be nearer.
 static inline void fetch_line(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+static inline void prefetch_row(const float* row, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) fetch_line(row + i);
+}
 
 static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -6,6 +6,7 @@
 // do (ordered_dots.h): what is left out there adds zeros.
 #pragma once
 
+#include "ordered_dots.h"
 #include "packed_gemm.h"
 #include "registry.h"
 #include "simd.h"

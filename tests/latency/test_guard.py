@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -62,7 +63,13 @@ def model(lead: str, end: str) -> onnx.ModelProto:
     return build(FFN.format(lead=lead, first=first, kind=kind, k=extra, end=text), weights)
 
 
-def staged(proto: onnx.ModelProto, estimate: str, most_rows: int | None = ROWS):
+def staged(
+    proto: onnx.ModelProto,
+    estimate: str,
+    most_rows: int | None = ROWS,
+    others: Mapping[str, int | None] | None = None,
+):
+    """All sites staged, for at most so many rows; ``others`` by the site's output."""
     loaded = load(proto)
     sites = match(loaded).sites
     plans = {}
@@ -76,7 +83,7 @@ def staged(proto: onnx.ModelProto, estimate: str, most_rows: int | None = ROWS):
                 else plan_quantized(site)
             )
         assert plan is not None
-        plans[site.name] = dataclasses.replace(plan, most_rows=most_rows)
+        plans[site.name] = dataclasses.replace(plan, most_rows=(others or {}).get(site.output, most_rows))
     out, records = rewrite(loaded, sites, plans)
     write_record(out, Record("test", loaded.sha256, "latency", "bound", records))
     verify(loaded, out)

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 import exprune_cli
-from exprune_cli.match import match
-from exprune_cli.model import load
-from exprune_cli.planning.planner import plan_sparse
-from exprune_cli.planning.quantized import plan_quantized
-from exprune_cli.rewrite import rewrite
 from exprune_cli.staged_nodes import staged_view
-from exprune_cli.verify import verify
+from tests.latency.test_guard import staged
 from tests.models import build
 
 SHAPES = {
@@ -48,18 +41,10 @@ def chain(second: str, between: str, more: str) -> onnx.ModelProto:
     return build(CHAIN.format(second=second, between=between, more=more), SHAPES)
 
 
-def guarded(proto: onnx.ModelProto, rows: dict[str, int]) -> tuple[onnx.ModelProto, list]:
-    """All sites staged; ``rows`` by the site's output, 2 for the others, None for no guard."""
-    loaded = load(proto)
-    sites = match(loaded).sites
-    assert len(sites) == 4
-    plans = {}
-    for site in sites:
-        plan = plan_sparse(site, None) if site.kind == "sparse" else plan_quantized(site)
-        assert plan is not None
-        plans[site.name] = dataclasses.replace(plan, most_rows=rows.get(site.output, 2))
-    out, records = rewrite(loaded, sites, plans)
-    verify(loaded, out)
+def guarded(proto: onnx.ModelProto, rows: dict[str, int | None]) -> tuple[onnx.ModelProto, list]:
+    """All four sites staged; ``rows`` by the site's output, 2 for the others, None for no guard."""
+    out, records = staged(proto, "quantized", 2, rows)
+    assert len(records) == 4
     return out, records
 
 
