@@ -44,6 +44,7 @@ SOURCES = (
     "panel_conv.cpp",
     "attention.cpp",
     "residual_norm.cpp",
+    "token_embedding.cpp",
     "kernels/registry.cpp",
     "kernels/scalar.cpp",
     "kernels/scalar_attention.cpp",

@@ -226,5 +226,6 @@ const OrtCustomOp* const* sparse_conv_ops(size_t* count);
 const OrtCustomOp* const* panel_conv_ops(size_t* count);
 const OrtCustomOp* const* attention_ops(size_t* count);
 const OrtCustomOp* const* residual_norm_ops(size_t* count);
+const OrtCustomOp* const* token_embedding_ops(size_t* count);
 
 }  // namespace exprune

@@ -21,7 +21,7 @@ using List = const OrtCustomOp* const* (*)(size_t*);
 constexpr List kStagedOps[] = {prefix_gemm_ops,    prefix_conv_ops,    prefix_argmax_ops, sparse_gemm_ops,
                                quantized_gemm_ops, quantized_head_ops, low_rank_ops,      block_conv_ops,
                                sparse_conv_ops,    panel_conv_ops};
-constexpr List kFusedOps[] = {attention_ops, residual_norm_ops};
+constexpr List kFusedOps[] = {attention_ops, residual_norm_ops, token_embedding_ops};
 
 template <size_t Lists>
 static OrtStatus* make_domain(const char* name, const List (&lists)[Lists], OrtCustomOpDomain** made) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
@@ -18,7 +19,8 @@ SECONDS = 6.0
 #: in another order each time. Where one is about even with dense, more often, until the standard error is small.
 QUICK_OPENINGS, OPENINGS, MOST_OPENINGS = 2, 5, 20
 EVEN, PRECISE = 0.05, 0.01
-TURNS = (3, 12)  # of an opening, least and most
+TURNS = (3, 12)  # of an opening, least and most,
+SHORTEST = 0.1  # but where a run takes less than some ms as many as fit into so many seconds
 BURST = 4  # timed runs in a row, on several threads
 
 #: By contender, seconds of the runs of each opening.
@@ -95,7 +97,7 @@ def in_turn(
         one.run(None, inputs[0])
     rng, start = np.random.default_rng(0), time.perf_counter()
     burst = BURST if pause else 1
-    for turn in range(TURNS[1]):
+    for turn in itertools.count():
         for name in rng.permutation(list(sessions)):
             if pause:
                 time.sleep(pause)
@@ -104,6 +106,9 @@ def in_turn(
                 begin = time.perf_counter()
                 sessions[name].run(None, inputs[(turn * burst + each) % len(inputs)])
                 times[name].append(time.perf_counter() - begin)
-        if turn + 1 >= TURNS[0] and time.perf_counter() - start > seconds:
+        passed = time.perf_counter() - start
+        if turn + 1 >= TURNS[0] and passed > seconds:
+            break
+        if turn + 1 >= TURNS[1] and passed > SHORTEST:
             break
     return {name: np.array(values) for name, values in times.items()}

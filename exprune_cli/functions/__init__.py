@@ -26,6 +26,7 @@ from exprune_cli.functions import (
     residual_norm,
     sparse,
     sparse_conv,
+    token_embedding,
 )
 from exprune_cli.functions.staging import Function
 
@@ -53,7 +54,7 @@ _BODIES: dict[str, Callable[[int], Function]] = {
 OPS: tuple[str, ...] = tuple(_BODIES)
 
 #: Names of the fused operators, and the oldest opset of a model that can hold their functions.
-_FUSED_BODIES = {**attention.FUNCTIONS, **residual_norm.FUNCTIONS}
+_FUSED_BODIES = {**attention.FUNCTIONS, **residual_norm.FUNCTIONS, **token_embedding.FUNCTIONS}
 FUSED_OPS: tuple[str, ...] = tuple(_FUSED_BODIES)
 FUSED_MIN_OPSET = 17
 

@@ -11,6 +11,7 @@ module                  from                                                    
 :mod:`.attention`       ``softmax(s Q K^T) V`` over heads with a cache, and      CachedAttention
                         the projections before it
 :mod:`.residual`        ``LayerNormalization(x + (y + b))``                      ResidualNorm
+:mod:`.embedding`       ``table[token] + positions[past : past + 1]``           TokenEmbedding
 ======================= ======================================================= ========================
 
 Nothing is approximated, but sums are taken in another order: results are equal up to rounding. The operators are
@@ -27,7 +28,7 @@ import onnx
 
 from exprune_cli.errors import ExpruneError
 from exprune_cli.functions import FUSED_DOMAIN, FUSED_MIN_OPSET, fused_function_proto
-from exprune_cli.fusion import attention, constant_shapes, residual
+from exprune_cli.fusion import attention, constant_shapes, embedding, residual
 from exprune_cli.fusion.order import sort_nodes
 from exprune_cli.graph import ModelGraph
 from exprune_cli.model import Model
@@ -72,7 +73,7 @@ def fuse(model: Model) -> Fused:
             current = _edited(current, graph, [])
         # In one graph: of operators that ONNX does not define it infers no shapes.
         graph = ModelGraph(current)
-        ops = [*attention.apply(graph), *residual.apply(graph)]
+        ops = [*attention.apply(graph), *residual.apply(graph), *embedding.apply(graph)]
         current = _edited(current, graph, ops)
     except ExpruneError:  # a graph that cannot be edited goes through unharmed
         return Fused(model, {})

@@ -26,6 +26,13 @@ def at_most_one(graph: ModelGraph) -> set[str]:
     return found
 
 
+def next_row(graph: ModelGraph, node: gs.Node) -> gs.Tensor | None:
+    """Of a Slice ``table[start : start + 1]`` along the first axis, ``start`` behind what only changes its rank."""
+    if _single(graph, node) != 0 or not _next_of(graph, node.inputs[1], node.inputs[2]):
+        return None
+    return _unwrapped(node.inputs[1])
+
+
 def _single(graph: ModelGraph, node: gs.Node) -> int | None:
     """The axis of a Slice along one axis, in steps of 1."""
     if len(node.inputs) < 4 or (len(node.inputs) > 4 and scalar(graph, node.inputs[4]) != 1):

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-HEADS, SIZE, LAYERS, HIDDEN, TOKENS = 3, 8, 2, 40, 50
+HEADS, SIZE, LAYERS, HIDDEN, TOKENS, POSITIONS = 3, 8, 2, 40, 50, 31
 WIDTH = HEADS * SIZE
 
 
@@ -48,6 +48,7 @@ def decoder(
     extra_reader: bool = False,
     cross: bool = False,
     computed_shapes: bool = True,
+    positions: str = "",
     opset: int = 17,
 ) -> onnx.ModelProto:
     """One step of two layers.
@@ -61,6 +62,7 @@ def decoder(
         extra_reader: The shares are an output as well.
         cross: Keys and values come from another tensor.
         computed_shapes: Shapes are put together at run time.
+        positions: How the place in a table of positions is worked out, see :func:`_positions`; empty: there is none.
         opset: Of the model.
     """
     b = Builder(0)
@@ -69,6 +71,8 @@ def decoder(
         [b.array("embedding", b.rng.standard_normal((TOKENS, WIDTH), np.float32)), "token"],
         "embedded",
     )
+    if positions:
+        x = _positions(b, x, "past_keys" if stacked else "past_keys0", 3 if stacked else 2, positions)
     one, zero = b.array("one", np.ones(WIDTH, np.float32)), b.array("zero", np.zeros(WIDTH, np.float32))
     b.ints("first", 0)
     more_outputs: list[str] = []
@@ -124,6 +128,32 @@ def decoder(
         b.nodes, "step", inputs, outputs, [numpy_helper.from_array(v, n) for n, v in b.arrays.items()]
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def _positions(b: Builder, x: str, past: str, axis: int, how: str) -> str:
+    """The next row of a table of :data:`POSITIONS` rows, added.
+
+    ``gathered``, ``gathered vector`` or ``from Shape``: how the cache's length is taken out of its shape. ``swapped``:
+    the sum's terms are. ``seen``: the row has another reader. ``second``: of the next row, the one behind it.
+    """
+    table = b.array("positions", b.rng.standard_normal((POSITIONS, WIDTH), np.float32))
+    if how == "from Shape":
+        start = b.op("Shape", [past], "start", start=axis, end=axis + 1)
+        end = b.op("Add", [b.ints("place/next", 1), start], "end")
+    elif how == "gathered vector":
+        start = b.op("Gather", [b.op("Shape", [past], "sizes"), b.ints("axis", -2)], "start")
+        end = b.op("Add", [start, b.ints("place/next", 1)], "end")
+    else:
+        index = b.array("axis", np.array(axis, np.int64))
+        size = b.op("Gather", [b.op("Shape", [past], "sizes"), index], "place/size", axis=0)
+        if how == "second":
+            size = b.op("Add", [size, b.array("place/one more", np.array(1, np.int64))], "place/later")
+        after = b.op("Add", [size, b.array("place/next", np.array(1, np.int64))], "after")
+        start, end = (b.op("Unsqueeze", [each, b.ints("front", 0)], f"{each}/1") for each in (size, after))
+    row = b.op("Slice", [table, start, end, b.ints("rows", 0)], "row")
+    if how == "seen":
+        x = b.op("Mul", [x, row], "seen")
+    return b.op("Add", [row, x] if how == "swapped" else [x, row], "placed")
 
 
 def _heads(b: Builder, part: str, computed: bool) -> str:

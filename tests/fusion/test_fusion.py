@@ -23,7 +23,7 @@ from exprune_cli.runtime import runtime_available
 from exprune_cli.sessions import open_session
 from exprune_cli.static import static_shapes
 
-from .decoder import LAYERS, decoder, feeds
+from .decoder import LAYERS, POSITIONS, decoder, feeds
 
 STEP = Path(__file__).resolve().parents[2] / "sample_models" / "relu_lm" / "relu_lm_step.onnx"
 #: Rounding of a few layers.
@@ -82,6 +82,27 @@ def test_other_attention_is_left(options):
     same(proto, fused.model.proto, feeds(proto, 3, length=options.get("length", 1)))
 
 
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("positions", ["gathered", "gathered vector", "from Shape", "swapped"])
+def test_embeddings_are_fused(positions, stacked):
+    proto = decoder(positions=positions, stacked=stacked)
+    fused = fuse(load(proto))
+    attention = "StackedCachedAttention" if stacked else "CachedAttention"
+    assert fused.counts == {attention: LAYERS, "ResidualNorm": 2 * LAYERS, "TokenEmbedding": 1}
+    kinds = Counter(node.op_type for node in fused.model.proto.graph.node)
+    assert not kinds & Counter({"Shape": 1, "Unsqueeze": 1, "Slice": 1})
+    for batch, past in [(1, 0), (1, 1), (3, POSITIONS - 1)]:
+        same(proto, fused.model.proto, feeds(proto, 5, batch, past))
+
+
+@pytest.mark.parametrize("positions", ["seen", "second"])
+def test_other_embeddings_are_left(positions):
+    proto = decoder(positions=positions)
+    fused = fuse(load(proto))
+    assert "TokenEmbedding" not in fused.counts
+    same(proto, fused.model.proto, feeds(proto, 6))
+
+
 def test_an_open_number_of_positions_is_left():
     """Products of many positions are for ONNX Runtime."""
     proto = decoder(length="length")
@@ -106,7 +127,7 @@ def test_others_go_through_unharmed(options):
 def test_sample_model():
     model = load(STEP)
     fused = fuse(model)
-    assert fused.counts == {"StackedCachedAttention": 3, "ResidualNorm": 6}
+    assert fused.counts == {"StackedCachedAttention": 3, "ResidualNorm": 6, "TokenEmbedding": 1}
     assert len(fused.model.proto.graph.node) < 0.2 * len(model.proto.graph.node)
     rng = np.random.default_rng(0)
     for batch, past in ((1, 0), (1, 5), (3, 17)):
@@ -188,7 +209,8 @@ def test_optimize_says_what_it_fused(tmp_path):
     )
     record = read_record(onnx.load(tmp_path / "out.onnx"))
     if done.staged and record.fused:  # a busy machine may find otherwise
-        assert set(record.fused) == {"StackedCachedAttention", "ResidualNorm"} and record.fused_speedup > 1
+        assert set(record.fused) == {"StackedCachedAttention", "ResidualNorm", "TokenEmbedding"}
+        assert record.fused_speedup > 1
         assert any("fused around the sites" in note for note in done.report.notes)
     exprune_cli.optimize(
         STEP, tmp_path / "kept.onnx", data=STEP.parent / "calibration_step", test="bound", fuse=False

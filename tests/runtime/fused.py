@@ -14,6 +14,7 @@ OUTPUTS = {
     "CachedAttention": ("Y", "key", "value"),
     "StackedCachedAttention": ("Y", "key", "value"),
     "ResidualNorm": ("normed", "sum"),
+    "TokenEmbedding": ("Y",),
 }
 EPSILON = 1e-5
 
@@ -42,6 +43,43 @@ def norm_inputs(seed: int, shape: tuple[int, ...] = (2, 1, 40)) -> dict[str, np.
     real = lambda *shape: rng.standard_normal(shape).astype(np.float32)
     vectors = {name: real(shape[-1]) for name in ("bias", "scale", "shift")}
     return {"X": real(*shape), "Y": real(*shape), **vectors}
+
+
+def embedding_inputs(
+    seed: int, batch: int = 2, length: int = 1, width: int = 40, past: int = 5, axis: int = 2
+) -> dict[str, np.ndarray]:
+    """Inputs of a TokenEmbedding, with 30 tokens and 9 positions."""
+    rng = np.random.default_rng(seed)
+    real = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    cache = [2, 3, 2, 3]
+    cache[axis] = past
+    return {
+        "token": rng.integers(-30, 30, size=(batch, length)),
+        "table": real(30, width),
+        "positions": real(9, width),
+        "past": real(*cache),
+        "axis": np.array([axis], np.int64),
+    }
+
+
+def inputs_of(op: str, seed: int) -> dict[str, np.ndarray]:
+    """Inputs of any op."""
+    if "Attention" in op:
+        return attention_inputs(seed, layers=2 * op.startswith("Stacked"))
+    return norm_inputs(seed) if op == "ResidualNorm" else embedding_inputs(seed)
+
+
+def wanted_of(op: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """What any op must make of its inputs."""
+    if "Attention" in op:
+        return attention(inputs)
+    return norm(inputs) if op == "ResidualNorm" else embedding(inputs)
+
+
+def embedding(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """One addition each: nothing to be rounded differently."""
+    place = inputs["past"].shape[inputs["axis"][0]]
+    return [inputs["table"][inputs["token"]] + inputs["positions"][place : place + 1]]
 
 
 def attention(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -74,17 +112,13 @@ def norm(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 def model(op: str, opset: int = 17) -> bytes:
     """One node whose inputs are all graph inputs."""
-    names = (
-        list(attention_inputs(0, layers=2 * op.startswith("Stacked")))
-        if "Attention" in op
-        else list(norm_inputs(0))
-    )
-    attributes = {} if "Attention" in op else {"epsilon": EPSILON}
+    inputs = inputs_of(op, 0)
+    attributes = {"epsilon": EPSILON} if op == "ResidualNorm" else {}
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        [helper.make_node(op, names, OUTPUTS[op], domain=FUSED_DOMAIN, **attributes)],
+        [helper.make_node(op, list(inputs), OUTPUTS[op], domain=FUSED_DOMAIN, **attributes)],
         "case",
-        [value(n, TensorProto.INT64 if n in ("heads", "layer") else TensorProto.FLOAT, None) for n in names],
+        [value(n, helper.np_dtype_to_tensor_dtype(v.dtype), None) for n, v in inputs.items()],
         [value(n, TensorProto.FLOAT, None) for n in OUTPUTS[op]],
     )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid(FUSED_DOMAIN, 1)]

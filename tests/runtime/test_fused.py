@@ -12,7 +12,19 @@ from exprune_cli.functions import FUSED_MIN_OPSET, FUSED_OPS, fused_function_pro
 
 from .breakage import break_once
 from .cases import relaxed
-from .fused import OUTPUTS, attention, attention_inputs, model, norm, norm_inputs, session
+from .fused import (
+    OUTPUTS,
+    attention,
+    attention_inputs,
+    embedding,
+    embedding_inputs,
+    inputs_of,
+    model,
+    norm,
+    norm_inputs,
+    session,
+    wanted_of,
+)
 from .ops import Call
 
 #: Float rounding of some hundred additions of numbers of size 1.
@@ -60,6 +72,32 @@ def test_residual_norm(library, seed, lead, width):
         np.testing.assert_array_equal(a, b)
     if 0 not in lead:
         close(session(None, "ResidualNorm").run(None, inputs), norm(inputs))
+
+
+@relaxed
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    batch=st.sampled_from([1, 2, 0]),
+    length=st.sampled_from([1, 1, 0, 3]),
+    width=st.sampled_from([1, 15, 16, 33, 160]),
+    past=st.sampled_from([0, 1, 8]),
+    axis=st.sampled_from([0, 2, 3]),
+)
+def test_token_embedding(library, seed, batch, length, width, past, axis):
+    inputs = embedding_inputs(seed, batch, length, width, past, axis)
+    (wanted,) = embedding(inputs)
+    for backend in (library, None):
+        np.testing.assert_array_equal(session(backend, "TokenEmbedding").run(None, inputs)[0], wanted)
+
+
+@pytest.mark.parametrize("past", [9, 40])
+def test_beyond_the_last_position(best_library, past):
+    """A Slice there is empty: so is its sum with one position, and there is none with several."""
+    for backend in (best_library, None):
+        (y,) = session(backend, "TokenEmbedding").run(None, embedding_inputs(1, past=past))
+        assert y.shape == (2, 0, 40)
+        with pytest.raises(Exception, match="TokenEmbedding: positions has no row|Add"):
+            session(backend, "TokenEmbedding").run(None, embedding_inputs(1, length=2, past=past))
 
 
 def test_large_scores_and_nothing_lost(library):
@@ -127,14 +165,31 @@ def test_bad_residual_norm(best_library, where):
         session(best_library, "ResidualNorm").run(None, inputs)
 
 
+BAD_EMBEDDING = {
+    "a flat token": ("token", np.zeros(2, np.int64)),
+    "no such token": ("token", np.array([[30]])),
+    "no such token from the end": ("token", np.array([[-31]])),
+    "another width": ("positions", np.zeros((9, 39), np.float32)),
+    "a flat table": ("table", np.zeros(40, np.float32)),
+    "no such axis": ("axis", np.array([4])),
+    "two axes": ("axis", np.array([0, 1])),
+}
+
+
+@pytest.mark.parametrize("name", BAD_EMBEDDING)
+def test_bad_token_embedding(best_library, name):
+    where, value = BAD_EMBEDDING[name]
+    with pytest.raises(Exception, match=f"TokenEmbedding: {where} "):
+        session(best_library, "TokenEmbedding").run(None, {**embedding_inputs(0), where: value})
+
+
 @pytest.mark.parametrize("op", FUSED_OPS)
 def test_broken_calls_are_refused_or_run(best_library, op):
     """Shapes, sizes and numbers go wrong at random: an error or a result, and the next call is right."""
     refused = 0
     for number in range(300):
         rng = np.random.default_rng(number)
-        layers = 2 * op.startswith("Stacked")
-        inputs = attention_inputs(number, layers=layers) if "Attention" in op else norm_inputs(number)
+        inputs = inputs_of(op, number)
         call = Call(op, dict(inputs))
         break_once(call, rng)
         try:
@@ -142,16 +197,14 @@ def test_broken_calls_are_refused_or_run(best_library, op):
         except Exception:  # noqa: BLE001 - ONNX Runtime has one class per code
             refused += 1
     assert refused > 30
-    wanted = attention(inputs) if "Attention" in op else norm(inputs)
-    close(session(best_library, op).run(None, inputs), wanted)
+    close(session(best_library, op).run(None, inputs), wanted_of(op, inputs))
 
 
 @pytest.mark.parametrize("opset", [FUSED_MIN_OPSET, 18, 21])
 @pytest.mark.parametrize("op", FUSED_OPS)
 def test_function(op, opset):
-    layers = 2 * op.startswith("Stacked")
-    inputs = attention_inputs(4, layers=layers) if "Attention" in op else norm_inputs(4)
-    wanted = attention(inputs) if "Attention" in op else norm(inputs)
+    inputs = inputs_of(op, 4)
+    wanted = wanted_of(op, inputs)
     close(session(None, op, opset=opset).run(None, inputs), wanted)
     close(ReferenceEvaluator(model(op, opset)).run(None, inputs), wanted)
     assert OUTPUTS[op] == tuple(fused_function_proto(op, opset).output)
