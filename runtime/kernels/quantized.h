@@ -1,7 +1,7 @@
 // The quantised estimate: every output from codes of W and X, with a sound bound on its error.
 //
-// x = step * (hi + lo / 254) + (rest), hi and lo in -127 .. 127. With few rows both planes are used and the
-// rest is next to nothing; with many, `lo` would cost more than the survivors that it spares.
+// x = step * (hi + lo / 254) + (rest), hi and lo in -127 .. 127. With both planes the rest is next to nothing; where
+// products take the time and not the reading of codes, `lo` would cost more than the survivors that it spares.
 #pragma once
 
 #include <float.h>
@@ -19,7 +19,13 @@ namespace EXPRUNE_ISA {
 // Elements of a plane in memory: whole groups of codes.
 static inline int64_t plane_length(int64_t groups) { return blocks_of(groups, kCodeGroups) * kCodeGroups; }
 
-constexpr int64_t kTwoPlaneRows = 4;                 // up to so many rows have two planes
+// Up to so many rows have two planes, of layers with more codes than `kOnePlaneCodes`: fewer come from a cache, and
+// faster than they are multiplied.
+#if defined(EXPRUNE_VNNI)
+constexpr int64_t kTwoPlaneRows = 4, kOnePlaneCodes = 0;
+#else
+constexpr int64_t kTwoPlaneRows = 2, kOnePlaneCodes = 1 << 21;
+#endif
 constexpr int kMostPlanes = Byte::kVectors;          // planes of the rows of a pass
 constexpr float kLowest = 1e-30f, kHighest = 1e30f;  // of max |x|: norms and steps stay normal numbers
 
@@ -103,9 +109,9 @@ struct QuantizedInput {
   int8_t* plane(int64_t row, int which) const {
     return memory + (row * planes + which) * plane_length(groups);
   }
-  void carve(Carver& carver, int64_t count, int64_t all_groups) {
-    groups = all_groups;
-    planes = count <= kTwoPlaneRows ? 2 : 1;
+  void carve(Carver& carver, int64_t count, const Quantized& layer) {
+    groups = layer.groups;
+    planes = count <= kTwoPlaneRows && times(layer.outputs, groups) > kOnePlaneCodes ? 2 : 1;
     memory = carver.take<int8_t>(count * planes * plane_length(groups));
     rows = carver.take<QuantizedRow>(count);
   }
@@ -200,7 +206,7 @@ struct QuantizedSource {
   const Quantized* layer;
   QuantizedInput in;
 
-  void carve(Carver& carver, int64_t rows) { in.carve(carver, rows, layer->groups); }
+  void carve(Carver& carver, int64_t rows) { in.carve(carver, rows, *layer); }
   bool fill(const float* x, int64_t rows, const Env& env) const {
     QuantizedFill f = {&in, x, rows};
     return run_tasks(env, rows * in.groups <= kQuantizeAlone, blocks_of(rows, kQuantizeRows),

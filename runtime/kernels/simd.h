@@ -85,12 +85,32 @@ static inline uint32_t bits(I mask) {
 #endif
 }
 
+#if EXPRUNE_LANES == 8
+// The lanes whose bit is set, a byte each, for every byte of bits.
+struct LaneLists {
+  uint64_t lists[256];
+  constexpr LaneLists() : lists() {
+    for (uint32_t set = 0; set < 256; set++) {
+      int at = 0;
+      for (uint64_t lane = 0; lane < 8; lane++) {
+        if (set >> lane & 1) lists[set] |= lane << (8 * at++);
+      }
+    }
+  }
+};
+static constexpr LaneLists kLaneLists;
+#endif
+
 // Appends first + lane to a list for every lane whose bit is set; returns how many. Beyond them kLanes - 1 more
 // elements of the list may be written.
 static inline int64_t append_lanes(int32_t* list, int32_t first, uint32_t lane_bits) {
 #if EXPRUNE_LANES == 16
   const __m512i which = reinterpret_cast<__m512i>(lanes() + splat(first));
   _mm512_storeu_si512(list, _mm512_maskz_compress_epi32(static_cast<__mmask16>(lane_bits), which));
+  return __builtin_popcount(lane_bits);
+#elif EXPRUNE_LANES == 8
+  const __m128i which = _mm_cvtsi64_si128(static_cast<int64_t>(kLaneLists.lists[lane_bits]));
+  store(list, reinterpret_cast<I>(_mm256_cvtepu8_epi32(which)) + splat(first));
   return __builtin_popcount(lane_bits);
 #else
   int64_t count = 0;

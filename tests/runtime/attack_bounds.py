@@ -176,8 +176,12 @@ def _as_maps(rows: np.ndarray, positions: tuple[int, ...]) -> np.ndarray:
 
 
 def quantized_gemm(library: str, rng: np.random.Generator) -> tuple[int, int, str]:
-    """As :func:`prefix_gemm`; up to four rows have two planes of codes."""
-    site = Site(rng, int(rng.choice([1, 4, 24])), 2048)
+    """As :func:`prefix_gemm`; few rows have two planes of codes, on most processors only in large layers."""
+    rows, outputs, drawn = int(rng.choice([1, 4, 24])), 2048, None
+    if rng.random() < 0.02:
+        rows, outputs = int(rng.integers(1, 3)), 8200
+        drawn = tuple(_draw(rng, str(rng.choice(STYLES)), some, 257) for some in (outputs, rows))
+    site = Site(rng, rows, outputs, drawn)
     offset = site.offsets(rng)
     inputs = {
         "X": site.x,

@@ -103,13 +103,24 @@ def computed(library: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
     return total
 
 
-def reach(inputs: dict[str, np.ndarray]) -> np.ndarray:
+def planes(library: str, rows: int, codes: int) -> int:
+    """Of the codes of X: ``kTwoPlaneRows`` and ``kOnePlaneCodes`` in ``runtime/kernels/quantized.h``."""
+    if "vnni" in library or "scalar" in library:
+        return 2 if rows <= 4 else 1
+    return 2 if rows <= 2 and codes > 2**21 else 1
+
+
+def reach(library: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
     """At least the bound on an estimate's error, ``[..., N]``; x's own codes taken at their worst."""
     x = inputs["X"].astype(np.float64)
     groups = x.shape[-1]
     norm = np.linalg.norm(x, axis=-1, keepdims=True)
     rows = int(np.prod(x.shape[:-1]))
-    step = np.abs(x).max(axis=-1, keepdims=True) / 127 / (254 if rows <= 4 else 1)
+    step = (
+        np.abs(x).max(axis=-1, keepdims=True)
+        / 127
+        / (254 if planes(library, rows, inputs["W"].size) == 2 else 1)
+    )
     rest = step / 2 * np.sqrt(groups) + 1e-6 * norm
     magnitude = np.abs(inputs["bias"]) + np.abs(inputs.get("offset", np.zeros(1)))
     rounding = (1e-6 + 8e-8 * (groups + 4)) * magnitude + 1e-30

@@ -57,10 +57,22 @@ def test_gemm(library, seed, rows, outputs, groups, bits, full, ceiling, spread,
     good_enough |= (wanted > np.finfo(np.float32).max) & np.isposinf(y)
     assert y.shape == (rows, outputs) and good_enough.all()
     alive = value > tolerance(inputs) + 1e-6 * np.abs(inputs["offset"])
-    undecided = ~(value + 2 * reach(inputs) < 0)
+    undecided = ~(value + 2 * reach(library, inputs) < 0)
     assert alive.sum() <= survivors[0]
     # A call that gives up on the codes computes everything.
     assert survivors[0] <= undecided.sum() or survivors[0] >= 0.5 * value.size
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_gemm_whose_codes_come_from_memory(library, rows):
+    rng = np.random.default_rng(rows)
+    weight = rng.standard_normal((8200, 257)).astype(np.float32)
+    inputs = case("Gemm", rng.standard_normal((rows, 257)).astype(np.float32), weight, rng, bits=8)
+    y, survivors = run_quantized(library, "Gemm", inputs)
+    value = scores(inputs) + inputs["offset"]
+    assert (np.abs(y - np.maximum(computed(library, inputs), 0)) <= tolerance(inputs)).all()
+    assert (value > tolerance(inputs)).sum() <= survivors[0]
+    assert survivors[0] <= (value + 2 * reach(library, inputs) >= 0).sum()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,7 +138,7 @@ def test_top_k(library, seed, lead, outputs, groups, bits, k, spread):
         kth = -np.sort(-value, axis=1)[:, k - 1, None]
         assert (value[rows, index] >= kth - 2 * close.max(axis=1, keepdims=True)).all()
         assert (np.diff(np.sort(index, axis=1), axis=1) > 0).all()
-        bound = 2 * reach(inputs).reshape(value.shape)
+        bound = 2 * reach(library, inputs).reshape(value.shape)
         undecided = value + bound >= kth - bound.max(axis=1, keepdims=True)
         assert len(value) * k <= survivors[0] <= max(undecided.sum(), 1)
 
@@ -173,9 +185,10 @@ def test_odd_numbers_give_the_dense_result(library, kind, value, where):
 
 
 def test_most_outputs_are_decided_early(library):
-    """The bounds are not merely sound: with 8 bits they leave little more than what is alive."""
+    """The bounds are not merely sound: with 8 bits they leave little more than what is alive. The layer is large enough
+    for two planes of X."""
     rng = np.random.default_rng(0)
-    weight = rng.standard_normal((2000, 768)).astype(np.float32)
+    weight = rng.standard_normal((3000, 768)).astype(np.float32)
     x = rng.standard_normal((1, 768)).astype(np.float32)
     inputs = case("Gemm", x, weight / np.float32(np.sqrt(768)), rng)
     inputs["bias"][:] = -1.645
