@@ -16,6 +16,12 @@ namespace EXPRUNE_ISA {
 
 // Bytes between a code's use and its prefetch: far enough that the stream reaches the memory's speed.
 constexpr int kCodesAhead = 8192;
+// Codes of a layer that come from a cache: faster than they are multiplied, and without being fetched ahead.
+#if defined(EXPRUNE_VNNI)
+constexpr int64_t kCachedCodes = 0;
+#else
+constexpr int64_t kCachedCodes = 1 << 21;
+#endif
 
 // Per instruction set: Codes, 64 codes; Sums, 16 int32; kVectors, how many planes of X one pass over the codes
 // serves; and
@@ -24,6 +30,7 @@ constexpr int kCodesAhead = 8192;
 //   high2(a, b, c)         (a >> 6) | (b >> 6) << 2 | (c >> 6) << 4
 //   add8(sums, codes, x)   += (codes - 128 + kShift8) x, kShift8 being 0 or 128
 //   add6(sums, codes, x)   += codes x, for codes below 64
+//   two6(a, b, codes, x)   the same twice: codes[0] and x[0 .. 4) into a or b, codes[1] and x[4 .. 8) into a or b
 #if defined(EXPRUNE_VNNI)
 struct Byte {
   typedef __m512i Codes;
@@ -47,6 +54,10 @@ struct Byte {
     return _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(four));
   }
   static Sums add6(Sums sums, Codes codes, const int8_t* x) { return add8(sums, codes, x); }
+  static void two6(Sums& a, Sums& b, const Codes* codes, const int8_t* x) {
+    a = add6(a, codes[0], x);
+    b = add6(b, codes[1], x + 4);
+  }
 };
 #elif EXPRUNE_LANES >= 8
 // Also for AVX-512 without VNNI, which has no product of bytes that beats this one.
@@ -105,6 +116,15 @@ struct Byte {
     for (int i = 0; i < 2; i++) sums.half[i] = widened(sums.half[i], _mm256_maddubs_epi16(codes.half[i], v));
     return sums;
   }
+  // At most 4 * 63 * 127 in 16 bits: both products are widened at once.
+  static void two6(Sums& a, Sums&, const Codes* codes, const int8_t* x) {
+    const __m256i v = four(x), w = four(x + 4);
+    for (int i = 0; i < 2; i++) {
+      const __m256i first = _mm256_maddubs_epi16(codes[0].half[i], v);
+      const __m256i second = _mm256_maddubs_epi16(codes[1].half[i], w);
+      a.half[i] = widened(a.half[i], _mm256_add_epi16(first, second));
+    }
+  }
 };
 #elif defined(__SSE2__)
 struct Byte {
@@ -158,6 +178,10 @@ struct Byte {
     return sums;
   }
   static Sums add6(Sums sums, Codes codes, const int8_t* x) { return add8(sums, codes, x); }
+  static void two6(Sums& a, Sums& b, const Codes* codes, const int8_t* x) {
+    a = add6(a, codes[0], x);
+    b = add6(b, codes[1], x + 4);
+  }
 };
 #else
 struct Byte {
@@ -195,6 +219,10 @@ struct Byte {
     return sums;
   }
   static Sums add6(Sums sums, Codes codes, const int8_t* x) { return add8(sums, codes, x); }
+  static void two6(Sums& a, Sums& b, const Codes* codes, const int8_t* x) {
+    a = add6(a, codes[0], x);
+    b = add6(b, codes[1], x + 4);
+  }
 };
 #endif
 
@@ -206,8 +234,9 @@ struct Codes8 {
   static inline void unpack(const uint8_t* p, Byte::Codes* codes) {
     for (int i = 0; i < 4; i++) codes[i] = Byte::load(p + 64 * i);
   }
-  static inline Byte::Sums add(Byte::Sums sums, Byte::Codes codes, const int8_t* x) {
-    return Byte::add8(sums, codes, x);
+  static inline void two(Byte::Sums& a, Byte::Sums& b, const Byte::Codes* codes, const int8_t* x) {
+    a = Byte::add8(a, codes[0], x);
+    b = Byte::add8(b, codes[1], x + 4);
   }
 };
 
@@ -222,15 +251,17 @@ struct Codes6 {
     codes[2] = Byte::low6(c);
     codes[3] = Byte::high2(a, b, c);
   }
-  static inline Byte::Sums add(Byte::Sums sums, Byte::Codes codes, const int8_t* x) {
-    return Byte::add6(sums, codes, x);
+  static inline void two(Byte::Sums& a, Byte::Sums& b, const Byte::Codes* codes, const int8_t* x) {
+    Byte::two6(a, b, codes, x);
   }
 };
 
-// sums[v * stride + 16 b + n] = codes of output n of block b . planes[v], for `blocks` consecutive blocks.
+// sums[v * stride + 16 b + n] = codes of output n of block b . planes[v], for `blocks` consecutive blocks. With
+// `fetch`, codes are fetched ahead, beyond these blocks.
 template <class Coding, int Vectors>
 __attribute__((noinline)) static void byte_dots(const uint8_t* codes, int64_t groups, int64_t blocks,
-                                                const int8_t* const* planes, int64_t stride, int32_t* sums) {
+                                                const int8_t* const* planes, bool fetch, int64_t stride,
+                                                int32_t* sums) {
   // Enough sums that are independent to hide an addition's latency.
   constexpr int kChains = Vectors >= 4 ? 1 : 4 / Vectors;
   for (int64_t b = 0; b < blocks; b++, sums += kQuantizedBlock) {
@@ -239,12 +270,14 @@ __attribute__((noinline)) static void byte_dots(const uint8_t* codes, int64_t gr
       for (int i = 0; i < kChains; i++) acc[v][i] = Byte::zero();
     }
     for (int64_t g = 0; g < groups; g += kCodeGroups, codes += Coding::kBytes) {
-      for (int line = 0; line < Coding::kBytes; line += 64) __builtin_prefetch(codes + line + kCodesAhead);
+      if (fetch) {
+        for (int line = 0; line < Coding::kBytes; line += 64) __builtin_prefetch(codes + line + kCodesAhead);
+      }
       Byte::Codes part[4];
       Coding::unpack(codes, part);
-      for (int i = 0; i < 4; i++) {
+      for (int i = 0; i < 4; i += 2) {
         for (int v = 0; v < Vectors; v++) {
-          acc[v][i % kChains] = Coding::add(acc[v][i % kChains], part[i], planes[v] + g + 4 * i);
+          Coding::two(acc[v][i % kChains], acc[v][(i + 1) % kChains], part + i, planes[v] + g + 4 * i);
         }
       }
     }

@@ -19,15 +19,18 @@ namespace EXPRUNE_ISA {
 // Elements of a plane in memory: whole groups of codes.
 static inline int64_t plane_length(int64_t groups) { return blocks_of(groups, kCodeGroups) * kCodeGroups; }
 
-// Up to so many rows have two planes, of layers with more codes than `kOnePlaneCodes`: fewer come from a cache, and
-// faster than they are multiplied.
+// Up to so many rows have two planes, of layers whose codes do not come from a cache.
 #if defined(EXPRUNE_VNNI)
-constexpr int64_t kTwoPlaneRows = 4, kOnePlaneCodes = 0;
+constexpr int64_t kTwoPlaneRows = 4;
 #else
-constexpr int64_t kTwoPlaneRows = 2, kOnePlaneCodes = 1 << 21;
+constexpr int64_t kTwoPlaneRows = 2;
 #endif
 constexpr int kMostPlanes = Byte::kVectors;          // planes of the rows of a pass
 constexpr float kLowest = 1e-30f, kHighest = 1e30f;  // of max |x|: norms and steps stay normal numbers
+
+static inline bool codes_are_cached(const Quantized& layer) {
+  return times(layer.outputs, layer.groups) <= kCachedCodes;
+}
 
 // A row of X.
 struct QuantizedRow {
@@ -111,7 +114,7 @@ struct QuantizedInput {
   }
   void carve(Carver& carver, int64_t count, const Quantized& layer) {
     groups = layer.groups;
-    planes = count <= kTwoPlaneRows && times(layer.outputs, groups) > kOnePlaneCodes ? 2 : 1;
+    planes = count <= kTwoPlaneRows && !codes_are_cached(layer) ? 2 : 1;
     memory = carver.take<int8_t>(count * planes * plane_length(groups));
     rows = carver.take<QuantizedRow>(count);
   }
@@ -147,15 +150,16 @@ static inline int32_t zero_point(const Quantized& layer) {
 
 template <class Coding>
 static inline void byte_sums_of(const uint8_t* codes, int64_t groups, int64_t blocks,
-                                const int8_t* const* planes, int64_t vectors, int64_t stride, int32_t* sums) {
+                                const int8_t* const* planes, int64_t vectors, bool fetch, int64_t stride,
+                                int32_t* sums) {
   if (vectors == 1) {
-    byte_dots<Coding, 1>(codes, groups, blocks, planes, stride, sums);
+    byte_dots<Coding, 1>(codes, groups, blocks, planes, fetch, stride, sums);
   } else if (vectors == 2) {
-    byte_dots<Coding, 2>(codes, groups, blocks, planes, stride, sums);
+    byte_dots<Coding, 2>(codes, groups, blocks, planes, fetch, stride, sums);
   } else if (vectors <= 4) {
-    byte_dots<Coding, 4>(codes, groups, blocks, planes, stride, sums);
+    byte_dots<Coding, 4>(codes, groups, blocks, planes, fetch, stride, sums);
   } else {
-    byte_dots<Coding, kMostPlanes>(codes, groups, blocks, planes, stride, sums);
+    byte_dots<Coding, kMostPlanes>(codes, groups, blocks, planes, fetch, stride, sums);
   }
 }
 
@@ -174,10 +178,11 @@ static inline void byte_sums(const Quantized& layer, int64_t first_output, int64
   const int64_t bytes = blocks_of(layer.groups, kCodeGroups) * 32 * layer.bits;
   const uint8_t* codes = layer.codes + first_output / kQuantizedBlock * bytes;
   const int64_t blocks = blocks_of(outputs, kQuantizedBlock);
+  const bool fetch = !codes_are_cached(layer);
   if (layer.bits == 6) {
-    byte_sums_of<Codes6>(codes, layer.groups, blocks, planes, vectors, stride, sums);
+    byte_sums_of<Codes6>(codes, layer.groups, blocks, planes, vectors, fetch, stride, sums);
   } else {
-    byte_sums_of<Codes8>(codes, layer.groups, blocks, planes, vectors, stride, sums);
+    byte_sums_of<Codes8>(codes, layer.groups, blocks, planes, vectors, fetch, stride, sums);
   }
 }
 

@@ -104,7 +104,7 @@ def computed(library: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def planes(library: str, rows: int, codes: int) -> int:
-    """Of the codes of X: ``kTwoPlaneRows`` and ``kOnePlaneCodes`` in ``runtime/kernels/quantized.h``."""
+    """Of the codes of X: ``kTwoPlaneRows`` and ``kCachedCodes`` in ``runtime/kernels``."""
     if "vnni" in library or "scalar" in library:
         return 2 if rows <= 4 else 1
     return 2 if rows <= 2 and codes > 2**21 else 1

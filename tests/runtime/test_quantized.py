@@ -63,6 +63,19 @@ def test_gemm(library, seed, rows, outputs, groups, bits, full, ceiling, spread,
     assert survivors[0] <= undecided.sum() or survivors[0] >= 0.5 * value.size
 
 
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("bits", [6, 8])
+def test_codes_at_their_ends(library, rows, bits):
+    """The largest products that there are, all of one sign: nothing saturates."""
+    weight = np.repeat(np.float32([[1], [-1]]), 160, axis=1).repeat(32, axis=0)
+    inputs = case("Gemm", np.ones((rows, 160), np.float32), weight, np.random.default_rng(0), bits=bits)
+    inputs["bias"][:] = np.where(weight[:, 0] > 0, -159, 159)
+    y, survivors = run_quantized(library, "Gemm", inputs)
+    np.testing.assert_array_equal(y, np.tile(np.float32([1, 0]).repeat(32), (rows, 1)))
+    sure = np.abs(scores(inputs)) > 2 * reach(library, inputs)
+    assert survivors[0] <= (~sure | (y > 0)).sum()
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
 def test_gemm_whose_codes_come_from_memory(library, rows):
     rng = np.random.default_rng(rows)
