@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(
         network(),
         (torch.zeros(2, FRAME),),
