@@ -226,6 +226,13 @@ class ModelGraph:
         return proto
 
 
+def detach(nodes: Iterable[gs.Node]) -> None:
+    """Takes nodes off their tensors, which then belong to what comes in their place."""
+    for node in nodes:
+        node.inputs.clear()
+        node.outputs.clear()
+
+
 def _node_proto(node: gs.Node) -> onnx.NodeProto:
     return onnx.helper.make_node(
         node.op,
@@ -240,14 +247,14 @@ def _node_proto(node: gs.Node) -> onnx.NodeProto:
 def _drop_unread_constants(
     nodes: list[onnx.NodeProto], source: onnx.ModelProto, outputs: set[str]
 ) -> list[onnx.NodeProto]:
-    """Drops producers of weights, pads and shapes that lost their last reader to a staged node."""
+    """Drops producers of weights, pads, shapes and places that lost their last reader to a new node."""
     before = Counter(_read_names(source.graph))
     while True:
         read = set(_names_of(nodes)) | outputs
         dead = [
             node
             for node in nodes
-            if node.op_type in (*SHAPE_OPS, "Shape")
+            if node.op_type in (*SHAPE_OPS, "Add", "Shape")
             and node.output[0] not in read
             and before[node.output[0]] > 0
         ]

@@ -14,17 +14,6 @@ struct CachedAttention : KernelBase {
 
   OrtStatus* create(const OrtKernelInfo*) { return nullptr; }
 
-  OrtStatus* one_number(const Call& call, size_t index, const char* name, int64_t least, int64_t most,
-                        int64_t* value) const {
-    Tensor tensor;
-    EXPRUNE_RETURN_IF_ERROR(call.input(index, name, ort::kInt64, &tensor));
-    if (tensor.count != 1) return call.bad(name, "must have one element");
-    *value = tensor.ints()[0];
-    if (*value >= least && *value <= most) return nullptr;
-    return call.bad(name, "is %lld, expected %lld to %lld", static_cast<long long>(*value),
-                    static_cast<long long>(least), static_cast<long long>(most));
-  }
-
   OrtStatus* compute(OrtKernelContext* context) {
     const Call call = {context, op, &constants};
     Tensor x, bias, past_key, past_value, scale;
@@ -38,7 +27,7 @@ struct CachedAttention : KernelBase {
     if (x.rank != 3) return call.bad("X", "must have three dimensions, [batch, length, 3 * heads * size]");
     const int64_t width = x.dims[2];
     if (width < 3) return call.bad("X", "must have 3 * heads * size features");
-    EXPRUNE_RETURN_IF_ERROR(one_number(call, 4, "heads", 1, width / 3, &a.heads));
+    EXPRUNE_RETURN_IF_ERROR(call.number(4, "heads", 1, width / 3, &a.heads));
     if (width % (3 * a.heads) != 0) return call.bad("X", "must have 3 * heads * size features");
     EXPRUNE_RETURN_IF_ERROR(call.shape(bias, "bias", "[3 * heads * size]", &width, 1));
     constexpr int kFirst = Stacked ? 1 : 0;
@@ -55,7 +44,7 @@ struct CachedAttention : KernelBase {
     int64_t layer = 0;
     if (Stacked) {
       if (dims[0] < 1) return call.bad("past_key", "has no layer");
-      EXPRUNE_RETURN_IF_ERROR(one_number(call, 6, "layer", 0, dims[0] - 1, &layer));
+      EXPRUNE_RETURN_IF_ERROR(call.number(6, "layer", 0, dims[0] - 1, &layer));
     }
     const int64_t y_dims[3] = {a.batch, a.length, a.heads * a.size};
     int64_t whole[5] = {1, a.batch, a.heads, a.past, a.size}, count;  // the first one if stacked

@@ -139,6 +139,16 @@ OrtStatus* Call::shape(const Tensor& tensor, const char* name, const char* meani
              meaning, shape_text(dims, rank, want, sizeof(want)));
 }
 
+OrtStatus* Call::number(size_t index, const char* name, int64_t least, int64_t most, int64_t* value) const {
+  Tensor tensor;
+  EXPRUNE_RETURN_IF_ERROR(input(index, name, ort::kInt64, &tensor));
+  if (tensor.count != 1) return bad(name, "must have one element");
+  *value = tensor.ints()[0];
+  if (*value >= least && *value <= most) return nullptr;
+  return bad(name, "is %lld, expected %lld to %lld", static_cast<long long>(*value), static_cast<long long>(least),
+             static_cast<long long>(most));
+}
+
 OrtStatus* attribute_ints(const OrtKernelInfo* info, const char* op, const char* name, int64_t* values,
                           size_t capacity, size_t* count) {
   *count = 0;

@@ -80,6 +80,8 @@ struct Call {
   // Checks an exact shape; `meaning` says what the dims are, e.g. "[S, N]".
   OrtStatus* shape(const Tensor& tensor, const char* input, const char* meaning, const int64_t* dims,
                    int rank) const;
+  // An int64 tensor of one element, from `least` to `most`.
+  OrtStatus* number(size_t index, const char* name, int64_t least, int64_t most, int64_t* value) const;
 };
 
 // Attributes of a node at creation.

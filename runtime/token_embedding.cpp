@@ -13,24 +13,20 @@ struct TokenEmbedding : KernelBase {
 
   OrtStatus* compute(OrtKernelContext* context) {
     const Call call = {context, op, &constants};
-    Tensor token, table, positions, past, axis;
+    Tensor token, table, positions, past;
     EXPRUNE_RETURN_IF_ERROR(call.input(0, "token", ort::kInt64, &token));
     EXPRUNE_RETURN_IF_ERROR(call.input(1, "table", ort::kFloat, &table));
     EXPRUNE_RETURN_IF_ERROR(call.input(2, "positions", ort::kFloat, &positions));
     EXPRUNE_RETURN_IF_ERROR(call.input(3, "past", ort::kFloat, &past));
-    EXPRUNE_RETURN_IF_ERROR(call.input(4, "axis", ort::kInt64, &axis));
     if (token.rank != 2) return call.bad("token", "must be [batch, length]");
     if (table.rank != 2) return call.bad("table", "must be [tokens, C]");
     const int64_t tokens = table.dims[0], width = table.dims[1];
     if (positions.rank != 2) return call.bad("positions", "must be [positions, C]");
     const int64_t all[2] = {positions.dims[0], width};
     EXPRUNE_RETURN_IF_ERROR(call.shape(positions, "positions", "[positions, C]", all, 2));
-    if (axis.count != 1) return call.bad("axis", "must have one element");
-    const int64_t which = axis.ints()[0];
-    if (which < 0 || which >= past.rank) {
-      return call.bad("axis", "is %lld, expected one of past's %d dimensions", static_cast<long long>(which), past.rank);
-    }
-    const int64_t place = past.dims[which];
+    int64_t axis = 0;
+    EXPRUNE_RETURN_IF_ERROR(call.number(4, "axis", 0, past.rank - 1, &axis));
+    const int64_t place = past.dims[axis];
     int64_t dims[3] = {token.dims[0], token.dims[1], width};
     if (place >= positions.dims[0]) {  // as a Slice beyond the end: of nothing, which only one position adds to
       if (dims[1] > 1) return call.bad("positions", "has no row %lld", static_cast<long long>(place));

@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 from exprune_cli.functions import FUSED_DOMAIN
 from exprune_cli.fusion.lengths import at_most_one
 from exprune_cli.fusion.patterns import biased, is_inner, made_by, permutation, scalar
-from exprune_cli.graph import ModelGraph
+from exprune_cli.graph import ModelGraph, detach
 from exprune_cli.rules._constants import ConstantRef, constant_of, small_constant
 
 #: Projections of more bytes are not put together: what a call costs matters little then.
@@ -205,9 +205,7 @@ def _replace(graph: ModelGraph, match: Attention) -> str | None:
         f"exprune/heads_{match.query.heads}", np.array([match.query.heads], np.int64)
     )
     scale = graph.constant(f"{match.name}/scale", np.array([match.scale], np.float32))
-    for node in old:
-        node.inputs.clear()
-        node.outputs.clear()
+    detach(old)
     op = "StackedCachedAttention" if layer else "CachedAttention"
     inputs = [product.outputs[0], bias, *(gs.Variable(cache.name) for cache in caches), heads, scale, *layer]
     attention = gs.Node(op, graph.unique_name(f"{match.name}/{op}"), {}, inputs, outputs, domain=FUSED_DOMAIN)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from exprune_cli.graph import ModelGraph
+from exprune_cli.graph import ModelGraph, detach
 from exprune_cli.rules._constants import small_constant
 from exprune_cli.shapes import Dims
 
@@ -93,7 +93,6 @@ def _size(graph: ModelGraph, node: gs.Node) -> bool:
 
 def _in_place(graph: ModelGraph, old: gs.Node, new: gs.Node) -> None:
     outputs = list(old.outputs)
-    old.inputs.clear()
-    old.outputs.clear()
+    detach([old])
     new.outputs = outputs
     graph.replace([old], [new])

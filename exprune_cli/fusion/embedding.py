@@ -6,16 +6,14 @@ dozen operators for one row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from exprune_cli.functions import FUSED_DOMAIN
 from exprune_cli.fusion.lengths import next_row
-from exprune_cli.fusion.patterns import is_inner, made_by, sources
-from exprune_cli.graph import ModelGraph
+from exprune_cli.fusion.patterns import is_inner, made_by
+from exprune_cli.graph import ModelGraph, detach
 from exprune_cli.rules._constants import ConstantRef, constant_of, small_constant
 
 OP = "TokenEmbedding"
@@ -50,10 +48,8 @@ def _replace(graph: ModelGraph, add: gs.Node, gather: gs.Node, cut: gs.Node) -> 
     result, whole = add.outputs[0], graph.shapes.get(add.outputs[0].name)
     inputs = [gs.Variable(tensor.name) for tensor in (token, table, positions, past)]
     inputs.append(graph.shared_constant(f"exprune/axis_{axis}", np.array([axis], np.int64)))
-    old = [add, gather, *_only_for(graph, cut)]
-    for node in old:
-        node.inputs.clear()
-        node.outputs.clear()
+    old = [add, gather, cut]
+    detach(old)
     graph.replace(old, [gs.Node(OP, add.name, {}, inputs, [result], domain=FUSED_DOMAIN)])
     if whole is not None:
         graph.declare(result.name, onnx.TensorProto.FLOAT, whole)
@@ -85,20 +81,3 @@ def _size(graph: ModelGraph, start: gs.Tensor) -> tuple[gs.Tensor, int] | None:
         return None
     axis = int(index.reshape(())) % rank
     return shape.inputs[0], axis
-
-
-def _only_for(graph: ModelGraph, node: gs.Node) -> Iterator[gs.Node]:
-    """A node, and what was computed for it alone."""
-    gone: list[gs.Node] = []
-    waiting = [node]
-    while waiting:
-        node = waiting.pop()
-        gone.append(node)
-        yield node
-        for maker in sources(node):
-            read = [reader for tensor in maker.outputs for reader in tensor.outputs]
-            known = all(
-                graph.readers(t) == len(t.outputs) and t.name not in graph.outputs for t in maker.outputs
-            )
-            if known and all(any(reader is one for one in gone) for reader in read):
-                waiting.append(maker)

@@ -32,14 +32,6 @@ def made_by(tensor: gs.Tensor, *ops: str) -> gs.Node | None:
     return node if node.op in ops and not node.domain and node.outputs[0] is tensor else None
 
 
-def sources(node: gs.Node) -> list[gs.Node]:
-    """The nodes that make what a node reads, each once."""
-    found: list[gs.Node] = []
-    for tensor in node.inputs:
-        found += [maker for maker in tensor.inputs if not any(maker is one for one in found)]
-    return found
-
-
 def is_inner(graph: ModelGraph, tensor: gs.Tensor) -> bool:
     """Whether one node reads a tensor and nothing else does."""
     return graph.readers(tensor) == 1 and tensor.name not in graph.outputs

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from exprune_cli.functions import FUSED_DOMAIN
 from exprune_cli.fusion.patterns import biased, is_inner, is_vector, made_by
-from exprune_cli.graph import ModelGraph
+from exprune_cli.graph import ModelGraph, detach
 
 OP = "ResidualNorm"
 
@@ -40,9 +40,7 @@ def _fuse(graph: ModelGraph, norm: gs.Node) -> bool:
     if bias is None:
         bias = graph.shared_constant(f"exprune/zeros_{shape[-1]}", np.zeros(int(shape[-1] or 0), np.float32))
     normed = norm.outputs[0]
-    for node in old:
-        node.inputs.clear()
-        node.outputs.clear()
+    detach(old)
     new = gs.Node(
         OP,
         norm.name,

@@ -29,8 +29,8 @@ constexpr int64_t kCachedCodes = 1 << 21;
 //   low6(b)                b & 63
 //   high2(a, b, c)         (a >> 6) | (b >> 6) << 2 | (c >> 6) << 4
 //   add8(sums, codes, x)   += (codes - 128 + kShift8) x, kShift8 being 0 or 128
-//   add6(sums, codes, x)   += codes x, for codes below 64
-//   two6(a, b, codes, x)   the same twice: codes[0] and x[0 .. 4) into a or b, codes[1] and x[4 .. 8) into a or b
+// Where kShift8 is 0, codes below 64 have a product of their own:
+//   two6(sums, codes, x)   += codes[0] x[0 .. 4) + codes[1] x[4 .. 8)
 #if defined(EXPRUNE_VNNI)
 struct Byte {
   typedef __m512i Codes;
@@ -52,11 +52,6 @@ struct Byte {
     int32_t four;
     memcpy(&four, x, sizeof(four));
     return _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(four));
-  }
-  static Sums add6(Sums sums, Codes codes, const int8_t* x) { return add8(sums, codes, x); }
-  static void two6(Sums& a, Sums& b, const Codes* codes, const int8_t* x) {
-    a = add6(a, codes[0], x);
-    b = add6(b, codes[1], x + 4);
   }
 };
 #elif EXPRUNE_LANES >= 8
@@ -111,19 +106,15 @@ struct Byte {
     }
     return sums;
   }
-  static Sums add6(Sums sums, Codes codes, const int8_t* x) {
-    const __m256i v = four(x);
-    for (int i = 0; i < 2; i++) sums.half[i] = widened(sums.half[i], _mm256_maddubs_epi16(codes.half[i], v));
-    return sums;
-  }
   // At most 4 * 63 * 127 in 16 bits: both products are widened at once.
-  static void two6(Sums& a, Sums&, const Codes* codes, const int8_t* x) {
+  static Sums two6(Sums sums, const Codes* codes, const int8_t* x) {
     const __m256i v = four(x), w = four(x + 4);
     for (int i = 0; i < 2; i++) {
       const __m256i first = _mm256_maddubs_epi16(codes[0].half[i], v);
       const __m256i second = _mm256_maddubs_epi16(codes[1].half[i], w);
-      a.half[i] = widened(a.half[i], _mm256_add_epi16(first, second));
+      sums.half[i] = widened(sums.half[i], _mm256_add_epi16(first, second));
     }
+    return sums;
   }
 };
 #elif defined(__SSE2__)
@@ -177,11 +168,6 @@ struct Byte {
     }
     return sums;
   }
-  static Sums add6(Sums sums, Codes codes, const int8_t* x) { return add8(sums, codes, x); }
-  static void two6(Sums& a, Sums& b, const Codes* codes, const int8_t* x) {
-    a = add6(a, codes[0], x);
-    b = add6(b, codes[1], x + 4);
-  }
 };
 #else
 struct Byte {
@@ -218,15 +204,16 @@ struct Byte {
     for (int i = 0; i < 64; i++) sums.sum[i / 4] += codes.code[i] * x[i % 4];
     return sums;
   }
-  static Sums add6(Sums sums, Codes codes, const int8_t* x) { return add8(sums, codes, x); }
-  static void two6(Sums& a, Sums& b, const Codes* codes, const int8_t* x) {
-    a = add6(a, codes[0], x);
-    b = add6(b, codes[1], x + 4);
-  }
 };
 #endif
 
-// A coding unpacks kCodeGroups groups of 16 outputs into four vectors of codes.
+// codes[0] x[0 .. 4) and codes[1] x[4 .. 8), in two sums: neither addition waits for the other.
+static inline void two8(Byte::Sums& a, Byte::Sums& b, const Byte::Codes* codes, const int8_t* x) {
+  a = Byte::add8(a, codes[0], x);
+  b = Byte::add8(b, codes[1], x + 4);
+}
+
+// A coding unpacks kCodeGroups groups of 16 outputs into four vectors of codes, and multiplies them two at a time.
 struct Codes8 {
   static constexpr int32_t kZero = Byte::kShift8;  // what every product has too much, times x
   static constexpr int kBytes = 256;
@@ -235,8 +222,7 @@ struct Codes8 {
     for (int i = 0; i < 4; i++) codes[i] = Byte::load(p + 64 * i);
   }
   static inline void two(Byte::Sums& a, Byte::Sums& b, const Byte::Codes* codes, const int8_t* x) {
-    a = Byte::add8(a, codes[0], x);
-    b = Byte::add8(b, codes[1], x + 4);
+    two8(a, b, codes, x);
   }
 };
 
@@ -252,7 +238,12 @@ struct Codes6 {
     codes[3] = Byte::high2(a, b, c);
   }
   static inline void two(Byte::Sums& a, Byte::Sums& b, const Byte::Codes* codes, const int8_t* x) {
-    Byte::two6(a, b, codes, x);
+#if EXPRUNE_LANES >= 8 && !defined(EXPRUNE_VNNI)
+    (void)b;
+    a = Byte::two6(a, codes, x);
+#else
+    two8(a, b, codes, x);
+#endif
   }
 };
 
