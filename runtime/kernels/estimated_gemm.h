@@ -13,8 +13,8 @@
 
 #include "low_rank.h"
 #include "ordered_dots.h"
-#include "packed_gemm.h"
 #include "quantized.h"
+#include "relu_panels.h"
 #include "tasks.h"
 
 namespace exprune {
@@ -28,8 +28,6 @@ constexpr int64_t kMostWorkers = 64;
 constexpr int64_t kProductsAlone = 1 << 18;  // products of the estimate that are not worth other threads
 // Share of survivors from which on reading the codes first (a quarter of the bytes) does not pay.
 constexpr float kTooManySurvivors = 0.7f;
-// What a product costs next to one in panels: of codes, and of floats of an output that survives in some rows.
-constexpr float kCodeProduct = 0.3f, kSurvivorProduct = 5.0f;
 
 template <int N>
 struct Count {
@@ -153,7 +151,9 @@ struct EstimatedGemmPlan {
 
   // Computes a step's survivors; returns how many. Meanwhile the weights of those that follow are fetched.
   int64_t finish(const Step& step, Step& after) const {
-    if (min_of(pass_rows, call->rows - step.row) == 1) return finish_row(step, after);
+    const int64_t rows = min_of(pass_rows, call->rows - step.row);
+    if (rows == 1) return finish_row(step, after);
+    if (kRowByRow) return finish_each_row(step, rows, after);
     int64_t count = 0;
     for (int64_t l = 0; l < step.listed; l += kLanes) count += finish_rows(step, l, after);
     return count;
@@ -197,6 +197,53 @@ struct EstimatedGemmPlan {
     while (__builtin_popcountll(some) >= kOrderedRows) take(Count<kOrderedRows>());
     while (__builtin_popcountll(some) >= 2) take(Count<2>());
     while (some) take(Count<1>());
+    return count;
+  }
+
+  // The same, row by row: after the first one a cache holds the weights.
+  int64_t finish_each_row(const Step& step, int64_t rows, const Step& after) const {
+    const int64_t groups = call->layer.groups;
+    int64_t lists[2][kStepOutputs], count = 0;
+    int64_t listed = survivors_of(step, 0, lists[0]);
+    for (int64_t r = 0; r < rows; r++) {
+      const int64_t *const list = lists[r % 2], row = step.row + r;
+      int64_t* const next = lists[(r + 1) % 2];
+      const int64_t nexts = r + 1 < rows ? survivors_of(step, r + 1, next) : 0;
+      for (int64_t first = 0; first < listed; first += kOrderedOutputs) {
+        const float *w[kOrderedOutputs], *ahead[kOrderedOutputs];
+        float sums[kOrderedOutputs];
+        const int64_t used = min_of(kOrderedOutputs, listed - first);
+        for (int64_t i = 0; i < used; i++) {
+          w[i] = call->layer.weight + list[first + i] * groups;
+          sums[i] = begin(row, list[first + i]);
+        }
+        int64_t aheads = 0;
+        const auto fetch = [&](const int64_t* from, int64_t many) {
+          for (int64_t i = 0; i < many && aheads < kOrderedOutputs; i++) {
+            ahead[aheads++] = call->layer.weight + from[i] * groups;
+          }
+        };
+        fetch(list + first + used, listed - first - used);
+        fetch(next, nexts);
+        if (aheads == 0) aheads = weights(step, step.listed, after, kOrderedOutputs, ahead);
+        ordered_dots_of(w, used, call->x + row * groups, groups, ahead, aheads, sums);
+        for (int64_t i = 0; i < used; i++) {
+          call->y[row * call->layer.outputs + list[first + i]] = clipped(sums[i], call->finish.max);
+        }
+      }
+      count += listed;
+      listed = nexts;
+    }
+    return count;
+  }
+
+  // Outputs of a step that survive in its row r.
+  static int64_t survivors_of(const Step& step, int64_t r, int64_t* list) {
+    int64_t count = 0;
+    for (int64_t l = 0; l < step.listed; l++) {
+      list[count] = step.first + step.list[l];
+      count += step.rows[step.list[l]] >> r & 1;
+    }
     return count;
   }
 
@@ -270,47 +317,6 @@ struct EstimatedGemmPlan {
     survivors.fetch_add(count, std::memory_order_relaxed);
   }
 };
-
-// What becomes of the sums of a dense product.
-template <class Call>
-struct ReluResults {
-  const Call* call;
-
-  V begin(int64_t row, int64_t n, int64_t used) const {
-    const Finish& f = call->finish;
-    const V offset = f.offset_full ? load_up_to(f.offset + row * call->layer.outputs + n, used) : splat(f.offset[0]);
-    return load_up_to(call->layer.bias + n, used) + offset;
-  }
-
-  void end(int64_t row, int64_t n, int64_t used, V sum) const {
-    const Finish& f = call->finish;
-    const int64_t at = row * call->layer.outputs + n;
-    V y = sum;
-    y = select(reinterpret_cast<I>(y <= V{}), V{}, y);  // a NaN is not <= 0 and stays
-    y = select(reinterpret_cast<I>(y > splat(f.max)), splat(f.max), y);
-    store_up_to(call->y + at, y, used);
-  }
-};
-
-// All outputs in full; false where there are no panels.
-template <class Call>
-static bool all_outputs(const Call& call, const Env& env) {
-  const auto& layer = call.layer;
-  const PanelWeights weights = {layer.weight, layer.outputs, layer.groups, true};
-  const float* const panels = panels_of(weights, call.panels, env);
-  const ReluResults<Call> results = {&call};
-  return panels && packed_gemm(call.x, panels, call.rows, layer.groups, layer.outputs, results, env);
-}
-
-// `share` of the outputs survives, and a share survives in some row.
-template <class Call>
-static bool panels_are_faster(const Call& call, float share, float in_some_row) {
-  const int64_t weights = call.layer.outputs * call.layer.groups;
-  const float rows = static_cast<float>(call.rows);
-  const float skipping =
-      cycles(weights, 0.25f + in_some_row, rows * (kCodeProduct + kSurvivorProduct * share));
-  return skipping > cycles(weights, 1.0f, rows);
-}
 
 template <class Source, class Call>
 static bool estimated_gemm(const Call& call, const Env& env) {

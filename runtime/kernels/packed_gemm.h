@@ -151,12 +151,7 @@ struct PackedGemmPlan {
       const int64_t depth = min_of(kPackDepth, groups - g);
       const float* const w = panels + n * groups + g * kPackOutputs;
       const float* const at = x + row * groups + g;
-      int64_t r = 0;
-      // What follows in memory is the next chunk, or the next panel: read while the first tile is computed.
-      if (count >= kTileRows) {
-        add_tile<kTileRows, true>(at, groups, w, depth, w + depth * kPackOutputs, sums);
-        r = kTileRows;
-      }
+      int64_t r = first_tile<kTileRows>(count, at, w, depth, sums);
       for (; r + kTileRows <= count; r += kTileRows) add_rows<kTileRows>(at, w, depth, r, sums);
       for (; r + 4 <= count; r += 4) add_rows<4>(at, w, depth, r, sums);
       for (; r + 2 <= count; r += 2) add_rows<2>(at, w, depth, r, sums);
@@ -169,6 +164,16 @@ struct PackedGemmPlan {
         results->end(row + r, n + v * kLanes, used, memory[r * kPackVectors + v]);
       }
     }
+  }
+
+  // Of as many rows as there are, up to Rows. What follows in memory, the next chunk or panel, is read meanwhile.
+  template <int Rows>
+  int64_t first_tile(int64_t count, const float* at, const float* w, int64_t depth, float* sums) const {
+    if constexpr (Rows > 1) {
+      if (count < Rows) return first_tile<Rows - 1>(count, at, w, depth, sums);
+    }
+    add_tile<Rows, true>(at, groups, w, depth, w + depth * kPackOutputs, sums);
+    return Rows;
   }
 
   template <int Rows>

@@ -62,9 +62,9 @@ def test_scores(fused, rows, groups):
     np.testing.assert_array_equal(values, np.take_along_axis(scores, wanted, 1))
 
 
-@pytest.mark.parametrize("rows", [1, 4, 70])
+@pytest.mark.parametrize("rows", [1, 4, 8, 70])
 @pytest.mark.parametrize("alive", ALIVE)
-@pytest.mark.parametrize(("depth", "columns"), [(17, 33), (600, 300), (1100, 1000)])
+@pytest.mark.parametrize(("depth", "columns"), [(17, 33), (600, 300), (1100, 1000), (2900, 790)])
 def test_sparse(fused, rows, alive, depth, columns):
     call = sparse_call(np.random.default_rng(depth), rows, depth, columns, alive)
     nodes = [helper.make_node("Gemm", ["X", "W", "bias"], ["Y"])]
