@@ -10,7 +10,7 @@ namespace EXPRUNE_ISA {
 // transpose some of them twice is cheaper than to multiply all of them with rows that do not need them.
 constexpr bool kRowByRow = kLanes <= 8;
 // What a product costs next to one in panels: of codes, and of floats of an output that survives in some rows.
-constexpr float kCodeProduct = 0.3f, kSurvivorProduct = 5.0f;
+constexpr float kCodeProduct = 0.3f, kSurvivorProduct = kRowByRow ? 7.0f : 5.0f;
 // Of reading and multiplying, the share of the shorter one that does not go on behind the other where outputs are skipped.
 constexpr float kNotOverlapped = kRowByRow ? 0.3f : 0.0f;
 
