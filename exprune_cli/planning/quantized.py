@@ -1,12 +1,13 @@
 """The quantised estimate: codes of the weights, and a sound bound on what they hide.
 
 A row of weights ``w`` is coded as ``w^ = scale (code - zero)``, an input ``x`` when the site runs
-as ``x^`` (one or two planes of 8 bits with a common step). Then, by Cauchy-Schwarz,
+as ``x^`` (one or two planes of 8 bits with a common step, or one of 16). Then, by Cauchy-Schwarz,
 
     |w x - w^ x^| = |(w - w^) x + w^ (x - x^)| <= ||w - w^|| ||x|| + ||w^|| ||x - x^||
 
 which the op adds to the estimate ``w^ x^ + bias + offset``; its sum is exact, in integers: 65536
-products of 255 x 127 stay below 2^31.
+products of 255 x 127 stay below 2^31. The codes of a plane of 8 bits end at T = 127, those of one of 16
+bits at ``T = min(32767, (2^31 - 1) / (128 G))``, so that G products with 128 do so too.
 
 Rounding, with the claim, the notation and the steps of :mod:`exprune_cli.planning.bound`:
 
@@ -15,15 +16,15 @@ Rounding, with the claim, the notation and the steps of :mod:`exprune_cli.planni
 2. The estimate. Let H and L be the integer sums of the planes, c = fl(1/254), and s the product of
    the scale and the step. As ``|round(u)| <= 2 |u|``, the planes have at most twice the norm of x
    each (in units of the step, times 254 for L), so ``s |H|``, ``s |L| / 254`` and their sum are at
-   most ``2 ||w^|| ||x||``. H and L become floats (u each), L is multiplied by c (2 u: c is rounded
+   most ``2 ||w^|| ||x||``; a plane of 16 bits has no L. H and L become floats (u each), L is multiplied by c (2 u: c is rounded
    too), they are added (u), multiplied by s (2 u: s is rounded too), and bias + offset is added (u of
    the result). That is at most (1 + 3 + 1 + 2 + 1) u of ``2 ||w^|| ||x||``: ``16 u ||w^||`` is in
    ``error``. What the last two sums lose on bias and offset is less than 8 u of B.
 3. The norms of x that the op takes, see ``runtime/kernels/quantized.h``: with m = max |x|,
-   ``step = fl(m / 127)`` and ``u_i = fl(x_i fl(127 / m))`` are off by at most u and 2 u, so that
+   ``step = fl(m / T)`` and ``u_i = fl(x_i fl(T / m))`` are off by at most u and 2 u, so that
    ``|x_i - step u_i| <= 3.1 u |x_i|``. ``u_i - hi`` is exact; ``rest`` loses at most 1e-7 per element
    on the product and the difference with ``lo / 254``, which is at most ``1e-7 sqrt(G) <= 2.6e-5`` of a
-   step against ``||x|| >= 127`` steps. The ``1e-6 ||x||`` in its error covers both. Sums of G squares in
+   step against ``||x|| >= T`` steps, and T is at least 127. The ``1e-6 ||x||`` in its error covers both. Sums of G squares in
    float err by ``gamma_G``, their roots by half of it; the factor ``1 + 6e-8 (G + 64)`` covers that and
    the products. Squares that underflow belong to elements below 1e-19 of the largest.
 4. ``error`` and ``norm`` are rounded up; the op's arithmetic on the reach, underflow and overflow are as

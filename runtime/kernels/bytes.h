@@ -1,4 +1,4 @@
-// Products of coded weights with rows of X in 8-bit planes. Integer sums, so exact.
+// Products of coded weights with rows of X in planes of 8 or 16 bits. Integer sums, so exact.
 //
 // Weights stand in blocks of 16 outputs, see `Quantized` in registry.h: a vector of 64 codes is 4 groups of 16
 // outputs, and meets 4 bytes of X. So the sums over a vector's lanes are 16 outputs, as they are wanted.
@@ -31,6 +31,12 @@ constexpr int64_t kCachedCodes = 1 << 21;
 //   add8(sums, codes, x)   += (codes - 128 + kShift8) x, kShift8 being 0 or 128
 // Where kShift8 is 0, codes below 64 have a product of their own:
 //   two6(sums, codes, x)   += codes[0] x[0 .. 4) + codes[1] x[4 .. 8)
+// and 8-bit codes meet planes of 16 bits, which cost no more than planes of 8 bits: see wide_dots.
+#if EXPRUNE_LANES >= 8 && !defined(EXPRUNE_VNNI)
+#define EXPRUNE_WIDE_PLANES 1
+#else
+#define EXPRUNE_WIDE_PLANES 0
+#endif
 #if defined(EXPRUNE_VNNI)
 struct Byte {
   typedef __m512i Codes;
@@ -279,6 +285,47 @@ __attribute__((noinline)) static void byte_dots(const uint8_t* codes, int64_t gr
     }
   }
 }
+
+#if EXPRUNE_WIDE_PLANES
+static inline __m256i pair(const int16_t* x) {
+  typedef float Loaded __attribute__((may_alias));  // as a float it is loaded into all lanes at once
+  return _mm256_castps_si256(_mm256_set1_ps(*reinterpret_cast<const Loaded*>(x)));
+}
+
+// The same for 8-bit codes less 128 and planes of 16 bits, in which groups stand in the order 0, 2, 1, 3 of each four.
+template <int Vectors>
+__attribute__((noinline)) static void wide_dots(const uint8_t* codes, int64_t groups, int64_t blocks,
+                                                const int16_t* const* planes, bool fetch, int64_t stride,
+                                                int32_t* sums) {
+  for (int64_t b = 0; b < blocks; b++, sums += kQuantizedBlock) {
+    __m256i acc[Vectors][2] = {};
+    for (int64_t g = 0; g < groups; g += kCodeGroups, codes += Codes8::kBytes) {
+      if (fetch) {
+        for (int line = 0; line < Codes8::kBytes; line += 64) __builtin_prefetch(codes + line + kCodesAhead);
+      }
+      for (int i = 0; i < 4; i++) {
+        __m256i even[2], odd[2];
+        for (int half = 0; half < 2; half++) {
+          const __m256i* const from = reinterpret_cast<const __m256i*>(codes + 64 * i + 32 * half);
+          const __m256i w = _mm256_xor_si256(_mm256_loadu_si256(from), _mm256_set1_epi8(-128));
+          even[half] = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8);
+          odd[half] = _mm256_srai_epi16(w, 8);
+        }
+        for (int v = 0; v < Vectors; v++) {
+          const int16_t* const x = planes[v] + g + 4 * i;
+          for (int half = 0; half < 2; half++) {
+            __m256i& sum = acc[v][half];
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even[half], pair(x)));
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(odd[half], pair(x + 2)));
+            __asm__ volatile("" : "+x"(sum));  // else all products come first, and wait in memory to be added
+          }
+        }
+      }
+    }
+    for (int v = 0; v < Vectors; v++) Byte::store(sums + v * stride, {{acc[v][0], acc[v][1]}});
+  }
+}
+#endif
 
 }  // namespace EXPRUNE_ISA
 }  // namespace exprune

@@ -37,7 +37,7 @@ struct QuantizedRow {
   float step;       // of `hi`; of `lo` it is step / 254
   float norm;       // >= ||x||
   float error;      // >= ||x - x^||
-  int32_t sums[2];  // of the planes
+  int32_t sums[2];  // of planes of 8 bits
   bool usable;      // otherwise no estimate holds: all of the row survives
 };
 
@@ -52,8 +52,35 @@ static inline void store_plane(int8_t* p, V v) {
   memcpy(p, &narrow, sizeof(narrow));
 }
 
-// Fills planes[0 .. count) of plane_length(groups) each.
-static inline QuantizedRow quantize_row(const float* x, int64_t groups, int count, int8_t* const* planes) {
+// As 16 bits, of each four elements the middle ones swapped; see wide_dots.
+static inline void store_wide_plane(int8_t* p, V v) {
+  typedef int16_t Narrow __attribute__((vector_size(2 * EXPRUNE_LANES)));
+  typedef uint64_t Fours __attribute__((vector_size(2 * EXPRUNE_LANES)));
+  const Fours fours = reinterpret_cast<Fours>(__builtin_convertvector(__builtin_convertvector(v, I), Narrow));
+  constexpr uint64_t kOuter = 0xffff00000000ffff, kSecond = 0xffff0000;
+  const Fours swapped = (fours & kOuter) | (fours & kSecond) << 16 | (fours >> 16 & kSecond);
+  memcpy(p, &swapped, sizeof(swapped));
+}
+
+// How a row is coded: with steps of max |x| / most, in one or two planes of 8 bits, or one of 16.
+struct Planes {
+  int count;
+  bool wide;
+  int32_t most;
+
+  int64_t bytes(int64_t groups) const { return plane_length(groups) * (wide ? 2 : 1); }
+};
+
+static inline Planes planes_for(const Quantized& layer, int64_t rows) {
+#if EXPRUNE_WIDE_PLANES
+  // G products with codes of -128 .. 127 stay below 2^31.
+  if (layer.bits == 8) return {1, true, static_cast<int32_t>(min_of(INT16_MAX, INT32_MAX / (128 * layer.groups)))};
+#endif
+  return {rows <= kTwoPlaneRows && !codes_are_cached(layer) ? 2 : 1, false, 127};
+}
+
+// Fills the planes at memory[0], memory[1].
+static inline QuantizedRow quantize_row(const float* x, int64_t groups, Planes planes, int8_t* const* memory) {
   QuantizedRow row = {};
   V top = {};
   I finite = splat(-1);
@@ -65,11 +92,12 @@ static inline QuantizedRow quantize_row(const float* x, int64_t groups, int coun
     finite &= reinterpret_cast<I>(a <= splat(FLT_MAX));  // false for a NaN
     top = select(a > top, a, top);
   }
-  float most = 0;
-  for (int lane = 0; lane < kLanes; lane++) most = top[lane] > most ? top[lane] : most;
+  float highest = 0;
+  for (int lane = 0; lane < kLanes; lane++) highest = top[lane] > highest ? top[lane] : highest;
   const bool all = bits(~finite) == 0;
-  row.usable = all && (most == 0 || (most >= kLowest && most <= kHighest));
-  const float inverse = row.usable && most > 0 ? 127.0f / most : 0.0f;
+  row.usable = all && (highest == 0 || (highest >= kLowest && highest <= kHighest));
+  const float most = static_cast<float>(planes.most);
+  const float inverse = row.usable && highest > 0 ? most / highest : 0.0f;
   if (!row.usable) return row;
 
   V squares = {}, rests = {};
@@ -78,11 +106,15 @@ static inline QuantizedRow quantize_row(const float* x, int64_t groups, int coun
     const V u = i < groups ? at(i) * splat(inverse) : V{};
     const V hi = round_to_integer(u);
     V rest = u - hi;
-    store_plane(planes[0] + i, hi);
-    sum_hi += __builtin_convertvector(hi, I);
-    if (count == 2) {
+    if (planes.wide) {
+      store_wide_plane(memory[0] + 2 * i, hi);
+    } else {
+      store_plane(memory[0] + i, hi);
+      sum_hi += __builtin_convertvector(hi, I);
+    }
+    if (planes.count == 2) {
       const V lo = round_to_integer(rest * splat(254.0f));
-      store_plane(planes[1] + i, lo);
+      store_plane(memory[1] + i, lo);
       sum_lo += __builtin_convertvector(lo, I);
       rest -= lo * splat(1.0f / 254.0f);
     }
@@ -93,7 +125,7 @@ static inline QuantizedRow quantize_row(const float* x, int64_t groups, int coun
     row.sums[0] += sum_hi[lane];
     row.sums[1] += sum_lo[lane];
   }
-  row.step = most / 127.0f;
+  row.step = highest / most;
   // A float sum of G squares errs by less than G 2^-24 of itself; so do a few roundings on the way.
   const float up = 1.0f + static_cast<float>(groups + 64) * 6e-8f;
   row.norm = row.step * square_root(sum(squares)) * up;
@@ -105,26 +137,26 @@ static inline QuantizedRow quantize_row(const float* x, int64_t groups, int coun
 // All rows of a call (or of a part of it).
 struct QuantizedInput {
   int64_t groups;
-  int planes;          // of a row
-  int8_t* memory;      // [rows][planes][plane_length(groups)]
+  Planes planes;       // of a row
+  int8_t* memory;      // [rows][planes.count][planes.bytes(groups)]
   QuantizedRow* rows;  // [rows]
 
   int8_t* plane(int64_t row, int which) const {
-    return memory + (row * planes + which) * plane_length(groups);
+    return memory + (row * planes.count + which) * planes.bytes(groups);
   }
   void carve(Carver& carver, int64_t count, const Quantized& layer) {
     groups = layer.groups;
-    planes = count <= kTwoPlaneRows && !codes_are_cached(layer) ? 2 : 1;
-    memory = carver.take<int8_t>(count * planes * plane_length(groups));
+    planes = planes_for(layer, count);
+    memory = carver.take<int8_t>(count * planes.count * planes.bytes(groups));
     rows = carver.take<QuantizedRow>(count);
   }
   void fill(const float* x, int64_t first, int64_t count) const {
     for (int64_t r = first; r < first + count; r++) {
-      int8_t* const both[2] = {plane(r, 0), planes == 2 ? plane(r, 1) : nullptr};
+      int8_t* const both[2] = {plane(r, 0), planes.count == 2 ? plane(r, 1) : nullptr};
       rows[r] = quantize_row(x + r * groups, groups, planes, both);
     }
   }
-  int64_t rows_per_pass() const { return kMostPlanes / planes; }
+  int64_t rows_per_pass() const { return kMostPlanes / planes.count; }
 };
 
 constexpr int64_t kQuantizeRows = 4;         // rows of a task
@@ -164,21 +196,29 @@ static inline void byte_sums_of(const uint8_t* codes, int64_t groups, int64_t bl
 }
 
 // Exact integer sums of `outputs` outputs, the first one starting a block, with rows first .. first + count
-// (at most rows_per_pass) of X; sums is [kMostPlanes][stride], row r's planes being at r * planes.
+// (at most rows_per_pass) of X; sums is [kMostPlanes][stride], row r's planes being at r * planes.count.
 static inline void byte_sums(const Quantized& layer, int64_t first_output, int64_t outputs,
                              const QuantizedInput& in, int64_t first, int64_t count, int64_t stride,
                              int32_t* sums) {
   const int8_t* planes[kMostPlanes];
-  const int64_t vectors = count * in.planes;
+  const int64_t vectors = count * in.planes.count;
   // Missing vectors are the last one again: their sums fall on rows that nobody reads.
   for (int64_t v = 0; v < kMostPlanes; v++) {
     const int64_t used = min_of(v, vectors - 1);
-    planes[v] = in.plane(first + used / in.planes, static_cast<int>(used % in.planes));
+    planes[v] = in.plane(first + used / in.planes.count, static_cast<int>(used % in.planes.count));
   }
   const int64_t bytes = blocks_of(layer.groups, kCodeGroups) * 32 * layer.bits;
   const uint8_t* codes = layer.codes + first_output / kQuantizedBlock * bytes;
   const int64_t blocks = blocks_of(outputs, kQuantizedBlock);
   const bool fetch = !codes_are_cached(layer);
+#if EXPRUNE_WIDE_PLANES
+  if (in.planes.wide) {
+    const int16_t* wide[kMostPlanes];
+    for (int v = 0; v < kMostPlanes; v++) wide[v] = reinterpret_cast<const int16_t*>(planes[v]);
+    const auto dots = vectors == 1 ? wide_dots<1> : vectors == 2 ? wide_dots<2> : wide_dots<kMostPlanes>;
+    return dots(codes, layer.groups, blocks, wide, fetch, stride, sums);
+  }
+#endif
   if (layer.bits == 6) {
     byte_sums_of<Codes6>(codes, layer.groups, blocks, planes, vectors, fetch, stride, sums);
   } else {
@@ -232,7 +272,7 @@ struct QuantizedSource {
     byte_sums(*layer, first, outputs, in, first_row, count, stride, sums);
     // Copies: what is stored below might be these, for all the compiler knows.
     const Quantized weights = *layer;
-    const int planes = in.planes;
+    const int planes = in.planes.count;
     for (int64_t r = 0; r < count; r++) {
       const int64_t row = first_row + r;
       const int32_t* const row_sums = sums + r * planes * stride;

@@ -103,11 +103,21 @@ def computed(library: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
     return total
 
 
-def planes(library: str, rows: int, codes: int) -> int:
-    """Of the codes of X: ``kTwoPlaneRows`` and ``kCachedCodes`` in ``runtime/kernels``."""
+def most_code(library: str, rows: int, inputs: dict[str, np.ndarray]) -> float:
+    """Steps in the largest ``|x|``: of one or two planes of 8 bits (``kTwoPlaneRows`` and ``kCachedCodes`` in
+    ``runtime/kernels``), or of one of 16 bits."""
+    groups, codes = inputs["X"].shape[-1], inputs["W"].size
     if "vnni" in library or "scalar" in library:
-        return 2 if rows <= 4 else 1
-    return 2 if rows <= 2 and codes > 2**21 else 1
+        return 127 * 254 if rows <= 4 else 127
+    if "avx" in library and bits_of(inputs) == 8:
+        return min(32767, (2**31 - 1) // (128 * groups))
+    return 127 * 254 if rows <= 2 and codes > 2**21 else 127
+
+
+def bits_of(inputs: dict[str, np.ndarray]) -> int:
+    """Of the codes of the weights."""
+    blocks = -(-inputs["X"].shape[-1] // 16)
+    return inputs["codes"].shape[1] // (32 * blocks)
 
 
 def reach(library: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -116,11 +126,7 @@ def reach(library: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
     groups = x.shape[-1]
     norm = np.linalg.norm(x, axis=-1, keepdims=True)
     rows = int(np.prod(x.shape[:-1]))
-    step = (
-        np.abs(x).max(axis=-1, keepdims=True)
-        / 127
-        / (254 if planes(library, rows, inputs["W"].size) == 2 else 1)
-    )
+    step = np.abs(x).max(axis=-1, keepdims=True) / most_code(library, rows, inputs)
     rest = step / 2 * np.sqrt(groups) + 1e-6 * norm
     magnitude = np.abs(inputs["bias"]) + np.abs(inputs.get("offset", np.zeros(1)))
     rounding = (1e-6 + 8e-8 * (groups + 4)) * magnitude + 1e-30
